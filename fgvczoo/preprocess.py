@@ -1,0 +1,182 @@
+"""From a picture to the tensor that a network reads, and back: one value that travels with weights."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from fgvczoo.errors import FgvczooError
+
+_INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST}
+# A picture is refused above this many pixels: decoding a small file must not take gigabytes.
+MAX_PIXELS = 200_000_000
+
+
+def read_image(source: Any) -> np.ndarray:
+    """An image as RGB uint8 (H, W, 3).
+
+    `source`: a path, encoded bytes, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of uint8 or of floats in
+    0..1, or a tensor (3, H, W) of uint8 or of floats in 0..1. Grey, palette, CMYK and alpha become RGB; EXIF
+    orientation is applied.
+
+    Raises `FgvczooError` naming the file when it is missing, is not an image, or is cut.
+    """
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise FgvczooError(f"{path}: cannot be read ({error.strerror or error}); give the path of an image file") from None
+        return _decode(content, str(path))
+    if isinstance(source, bytes):
+        return _decode(source, "the given bytes")
+    if isinstance(source, Image.Image):
+        return np.asarray(_to_rgb(source))
+    if isinstance(source, Tensor):
+        if source.ndim != 3 or source.shape[0] != 3:
+            raise FgvczooError(f"an image tensor must be (3, H, W), got {tuple(source.shape)}")
+        source = source.detach().cpu().numpy().transpose(1, 2, 0)
+    if isinstance(source, np.ndarray):
+        return _array_to_rgb(source)
+    raise FgvczooError(f"an image is a path, bytes, a PIL image, an array or a tensor, not {type(source).__name__}")
+
+
+def _decode(content: bytes, name: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise FgvczooError(f"{name}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
+            # cv2 decodes a plain RGB JPEG twice as fast; Pillow knows the odd ones. Pillow's parse also finds cut files.
+            if image.format == "JPEG" and image.mode == "RGB" and not image.getexif():
+                decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+                if decoded is not None and content.rstrip(b"\0")[-2:] == b"\xff\xd9":
+                    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+            return np.asarray(_to_rgb(image))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else f"corrupt image ({error})"
+        raise FgvczooError(f"{name}: {reason}; replace or remove it") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(background, image)
+    return image.convert("RGB")
+
+
+def _array_to_rgb(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] not in (3, 4):
+        raise FgvczooError(f"an image array must be (H, W), (H, W, 3) or (H, W, 4), got {array.shape}")
+    array = array[..., :3]
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise FgvczooError(f"an image array must be uint8 or floating in 0..1, got {array.dtype}")
+    if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+        raise FgvczooError("a floating image must lie in 0..1 and be finite; normalisation is done here")
+    return np.rint(array * 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resizing and normalisation as a plain value.
+
+    size: height, width after resizing.
+    crop: "squash" resizes to `size` without keeping the aspect ratio; "center" resizes the shorter side so that
+        `size` is `crop_fraction` of it, and cuts the middle.
+    interpolation: "bilinear", "bicubic" or "nearest"; anti-aliased by area when shrinking.
+    mean, std: per channel, in the order of `channels`, for values in 0..`scale`.
+    channels: "RGB" or "BGR".
+    scale: the value of a full channel, 1.0 or 255.0.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    crop: str = "squash"
+    crop_fraction: float = 0.875
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channels: str = "RGB"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", tuple(int(n) for n in self.size))
+        object.__setattr__(self, "mean", tuple(float(n) for n in self.mean))
+        object.__setattr__(self, "std", tuple(float(n) for n in self.std))
+        for name, given, known in (
+            ("crop", self.crop, ("squash", "center")),
+            ("interpolation", self.interpolation, tuple(_INTERPOLATIONS)),
+            ("channels", self.channels, ("RGB", "BGR")),
+        ):
+            if given not in known:
+                raise FgvczooError(f"preprocess.{name}={given!r}; expected one of {', '.join(known)}")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise FgvczooError(f"preprocess.size={self.size}; expected height and width, both at least 1")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise FgvczooError("preprocess.mean and std need three numbers each, std above 0")
+        if not 0 < self.crop_fraction <= 1:
+            raise FgvczooError(f"preprocess.crop_fraction={self.crop_fraction}; expected a number in (0, 1]")
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """RGB uint8 (H, W, 3) -> RGB uint8 of `size`."""
+        height, width = image.shape[:2]
+        (top, left, scale_y, scale_x), (full_h, full_w) = self._geometry(height, width)
+        interpolation = _INTERPOLATIONS[self.interpolation]
+        if interpolation != cv2.INTER_NEAREST and full_h < height and full_w < width:
+            interpolation = cv2.INTER_AREA
+        resized = cv2.resize(image, (full_w, full_h), interpolation=interpolation)
+        return resized[top : top + self.size[0], left : left + self.size[1]]
+
+    def normalize(self, image: np.ndarray) -> Tensor:
+        """RGB uint8 (h, w, 3) -> float32 (3, h, w)."""
+        pixels = image.astype(np.float32) * np.float32(self.scale / 255)
+        if self.channels == "BGR":
+            pixels = pixels[..., ::-1]
+        pixels = (pixels - np.float32(self.mean)) / np.float32(self.std)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """RGB uint8 (H, W, 3) -> float32 (3, h, w)."""
+        return self.normalize(self.resize(image))
+
+    def invert(self, tensor: Tensor) -> np.ndarray:
+        """float32 (3, h, w) -> RGB uint8 (h, w, 3): the picture as the network saw it."""
+        pixels = tensor.detach().cpu().float().numpy().transpose(1, 2, 0)
+        pixels = pixels * np.float32(self.std) + np.float32(self.mean)
+        if self.channels == "BGR":
+            pixels = pixels[..., ::-1]
+        return np.rint(np.clip(pixels * (255 / self.scale), 0, 255)).astype(np.uint8)
+
+    def boxes_forward(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+        """(n, 4) x0, y0, x1, y1 in pixels of an original of `height` x `width` -> pixels of the transformed image."""
+        (top, left, scale_y, scale_x), _ = self._geometry(height, width)
+        return np.asarray(boxes, np.float64) * [scale_x, scale_y, scale_x, scale_y] - [left, top, left, top]
+
+    def boxes_backward(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+        """The inverse of `boxes_forward`."""
+        (top, left, scale_y, scale_x), _ = self._geometry(height, width)
+        return (np.asarray(boxes, np.float64) + [left, top, left, top]) / [scale_x, scale_y, scale_x, scale_y]
+
+    def _geometry(self, height: int, width: int) -> tuple[tuple[int, int, float, float], tuple[int, int]]:
+        if self.crop == "squash":
+            return (0, 0, self.size[0] / height, self.size[1] / width), self.size
+        factor = max(self.size[0] / height, self.size[1] / width) / self.crop_fraction
+        full_h, full_w = max(round(height * factor), self.size[0]), max(round(width * factor), self.size[1])
+        top, left = (full_h - self.size[0]) // 2, (full_w - self.size[1]) // 2
+        return (top, left, full_h / height, full_w / width), (full_h, full_w)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a config file; `Preprocess(**d)` builds it again."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
