@@ -1,0 +1,271 @@
+"""Times the fused ops against other ways to the same numbers: `python benchmarks/ops.py [--repeat 3] [--compile]`.
+
+Sizes are those of the papers. Every row runs in a fresh process: one warm-up, 7 timed runs; loss = sum of the result,
+gradients of features and prototypes; inputs uniform in [0, 1) from a seed. Peak memory is the growth of the resident
+set from before the warm-up, but after a call on a tiny input, which pays for what libraries load on first use.
+`--repeat` goes over all rows again and pools the runs: other load on the machine comes in spells. Writes
+results/ops_DEVICE.json and .md beside this file.
+
+- fused: `fgvczoo.ops.nearest_patch`.
+- authors: the formulation of the authors' code (ProtoPNet: two convolutions, ReLU, max-pooling of the negative
+  distance; ST-ProtoPNet: normalisation, convolution, max-pooling).
+- compiled: `torch.compile` of that, with `--compile`.
+- matmul: what one would write by hand: one matrix product and `amax`.
+- product: the bare matrix product, which none of them can go below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fgvczoo.ops import nearest_patch
+
+RUNS = 7
+Formula = Callable[[Tensor, Tensor], Tensor]  # features (B, D, H, W), prototypes (P, D, 1, 1) -> (B, P) or two of them
+
+
+def log_similarity(distance: Tensor) -> Tensor:
+    return torch.log((distance + 1) / (distance + 1e-4))
+
+
+def pool(maps: Tensor) -> Tensor:
+    return F.max_pool2d(maps, maps.shape[2:]).flatten(1)
+
+
+def products(features: Tensor, prototypes: Tensor) -> Tensor:
+    return prototypes.flatten(1) @ features.flatten(2)
+
+
+def protopnet_authors(features: Tensor, prototypes: Tensor) -> Tensor:
+    square = F.conv2d(features**2, torch.ones_like(prototypes))
+    norm = (prototypes**2).sum((1, 2, 3)).view(-1, 1, 1)
+    distance = F.relu(square + (norm - 2 * F.conv2d(features, prototypes)))
+    return log_similarity(-pool(-distance))
+
+
+def protopnet_matmul(features: Tensor, prototypes: Tensor) -> Tensor:
+    half = products(features, prototypes) - features.flatten(2).square().sum(1, keepdim=True) / 2
+    return log_similarity((prototypes.flatten(1).square().sum(1) - 2 * half.amax(2)).clamp_min(0))
+
+
+def protopnet_fused(features: Tensor, prototypes: Tensor) -> Tensor:
+    return log_similarity(nearest_patch(features, prototypes, "l2")[0])
+
+
+def full_authors(features: Tensor, prototypes: Tensor) -> Tensor:
+    return pool(F.relu(F.conv2d(F.normalize(features, dim=1), F.normalize(prototypes, dim=1))))
+
+
+def full_matmul(features: Tensor, prototypes: Tensor) -> Tensor:
+    return F.relu(products(F.normalize(features, dim=1), F.normalize(prototypes, dim=1)).amax(2))
+
+
+def full_fused(features: Tensor, prototypes: Tensor) -> Tensor:
+    return F.relu(nearest_patch(features, prototypes, "cosine")[0])
+
+
+def cropped_authors(features: Tensor, prototypes: Tensor) -> Tensor:
+    unit = F.normalize(prototypes, dim=1)
+    return torch.stack([pool(F.conv2d(features, unit)), pool(F.conv2d(F.normalize(features, dim=1), unit))])
+
+
+def cropped_matmul(features: Tensor, prototypes: Tensor) -> Tensor:
+    projection = products(features, F.normalize(prototypes, dim=1))
+    cosine = projection / features.flatten(2).norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return torch.stack([projection.amax(2), cosine.amax(2)])
+
+
+def cropped_fused(features: Tensor, prototypes: Tensor) -> Tensor:
+    unit = F.normalize(prototypes.flatten(1), dim=1)
+    return torch.stack([nearest_patch(features, unit, metric)[0] for metric in ("dot", "cosine")])
+
+
+FORMULAS: dict[str, dict[str, Formula]] = {
+    "protopnet": {"fused": protopnet_fused, "authors": protopnet_authors, "matmul": protopnet_matmul},
+    "st-protopnet full": {"fused": full_fused, "authors": full_authors, "matmul": full_matmul},
+    "st-protopnet cropped": {"fused": cropped_fused, "authors": cropped_authors, "matmul": cropped_matmul},
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """B images, P prototypes of D channels (in one branch), a map of `side` x `side` cells."""
+
+    formula: str
+    B: int
+    P: int
+    D: int
+    side: int
+
+
+SIZES = [
+    Size("protopnet", 16, 2000, 128, 7),
+    Size("protopnet", 16, 2000, 128, 14),
+    Size("protopnet", 80, 2000, 128, 7),
+    Size("st-protopnet full", 16, 1000, 64, 7),
+    Size("st-protopnet full", 16, 1000, 64, 14),
+    Size("st-protopnet full", 80, 1000, 64, 14),
+    Size("st-protopnet cropped", 16, 1000, 64, 7),
+    Size("st-protopnet cropped", 16, 1000, 64, 14),
+    Size("st-protopnet cropped", 80, 1000, 64, 7),
+]
+
+
+class CPU:
+    """How time and memory are taken on this device; a GPU would be another class with the same three methods."""
+
+    name = "cpu"
+
+    def reset_memory(self) -> None:
+        """From here on `extra_memory` counts."""
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts at the present size
+        self.before = self._status("VmRSS")
+
+    def extra_memory(self) -> int:
+        """Bytes."""
+        return self._status("VmHWM") - self.before
+
+    def seconds(self, call: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    @staticmethod
+    def _status(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
+
+def measure(size: Size, variant: str, backward: bool, threads: int) -> dict[str, Any]:
+    """One row: the 7 times in seconds and the peak extra memory in bytes. For a fresh process."""
+    torch.set_num_threads(threads)
+    device = CPU()
+    generator = torch.Generator().manual_seed(0)
+
+    def inputs(images: int, count: int, side: int) -> tuple[Tensor, Tensor]:
+        shapes = ((images, size.D, side, side), (count, size.D, 1, 1))
+        features, prototypes = (torch.rand(shape, generator=generator).requires_grad_(backward) for shape in shapes)
+        return features, prototypes
+
+    name = "authors" if variant == "compiled" else variant
+    formula = products if name == "product" else FORMULAS[size.formula][name]
+    if variant == "compiled":
+        formula = torch.compile(formula)
+
+    def step(features: Tensor, prototypes: Tensor) -> None:
+        features.grad = prototypes.grad = None
+        result = formula(features, prototypes)
+        if backward:
+            result.sum().backward()
+
+    step(*inputs(1, 2, 2))
+    given = inputs(size.B, size.P, size.side)
+    device.reset_memory()
+    step(*given)
+    times = [device.seconds(lambda: step(*given)) for _ in range(RUNS)]
+    return {"times": times, "memory": device.extra_memory()}
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    machine = f"{results['processor']}, {results['threads']} thread"
+    versions = f"torch {results['torch']}, Python {results['python']}"
+    runs = f"median (best) of {RUNS * results['repeat']} runs"
+    text = [
+        f"# `nearest_patch`, {results['device']}",
+        "",
+        f"{machine}; {versions}; {runs}. Ratio and memory: forward / forward + backward; ratio = authors' over fused.",
+        "",
+        "| formula, B x P x D, map | way | forward, ms | forward + backward, ms | extra memory, MiB | ratio |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for rows in results["rows"]:
+        size = Size(**rows["size"])
+        label = f"{size.formula}, {size.B} x {size.P} x {size.D}, {size.side} x {size.side}"
+        for variant, modes in rows["variants"].items():
+            forward, both = modes["forward"], modes["forward+backward"]
+            ratio = ""
+            if variant == "fused":
+                authors = rows["variants"]["authors"]
+                ratio = " / ".join(f"{authors[mode]['median'] / modes[mode]['median']:.1f}" for mode in modes)
+            cells = [f"{1e3 * m['median']:.1f} ({1e3 * m['best']:.1f})" for m in (forward, both)]
+            memory = " / ".join(f"{m['memory'] / 2**20:.0f}" for m in (forward, both))
+            text.append(f"| {label} | {variant} | {cells[0]} | {cells[1]} | {memory} | {ratio} |")
+            label = ""
+    return "\n".join(text) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=[CPU.name], default=CPU.name)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=1, help="times over all rows")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile of the authors' formulation")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+
+    variants = ["fused", "authors", *(["compiled"] if options.compile else []), "matmul", "product"]
+    rows = [(size, variant, mode) for size in SIZES for variant in variants for mode in (False, True)]
+    found: dict[tuple[Size, str, bool], list[dict[str, Any]]] = {row: [] for row in rows}
+    fresh = multiprocessing.get_context("fork")  # this process runs no op, so that its copies start clean
+    for turn in range(options.repeat):
+        for number, row in enumerate(rows):
+            print(f"\r{turn + 1}/{options.repeat}: {number + 1}/{len(rows)}", end="", file=sys.stderr, flush=True)
+            with fresh.Pool(1) as worker:
+                found[row].append(worker.apply(measure, (*row, options.threads)))
+    print(file=sys.stderr)
+
+    def summary(row: tuple[Size, str, bool]) -> dict[str, float]:
+        times = [seconds for result in found[row] for seconds in result["times"]]
+        memory = statistics.median(result["memory"] for result in found[row])
+        return {"median": statistics.median(times), "best": min(times), "memory": memory}
+
+    results = {
+        "device": options.device,
+        "processor": processor(),
+        "threads": options.threads,
+        "repeat": options.repeat,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "rows": [
+            {
+                "size": asdict(size),
+                "variants": {
+                    variant: {
+                        "forward": summary((size, variant, False)),
+                        "forward+backward": summary((size, variant, True)),
+                    }
+                    for variant in variants
+                },
+            }
+            for size in SIZES
+        ],
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"ops_{options.device}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.out / f"ops_{options.device}.md").write_text(table(results))
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""`python -m fgvczoo`."""
+
+import sys
+
+from fgvczoo.cli import main
+
+sys.exit(main())

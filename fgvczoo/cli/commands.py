@@ -1,0 +1,229 @@
+"""The commands of our own: list, info, recipe, predict, explain, data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from fgvczoo import __version__
+from fgvczoo.errors import FgvczooError, did_you_mean
+from fgvczoo.zoo.recipe import list_recipes, read_recipe, resolve_recipe
+
+EPILOG = """training (options: fgvczoo fit --help):
+  fit --config RECIPE        train; writes runs/RECIPE
+  validate --config RECIPE   evaluate on the part of the training images kept for it
+  test --config RECIPE       evaluate on the official test split
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise FgvczooError(f"{self.prog.partition(' ')[2] or 'fgvczoo'}: {message}; see `{self.prog} --help`")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands but the training ones."""
+    parser = _Parser(
+        prog="fgvczoo",
+        description="A model zoo for fine-grained visual classification.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fgvczoo {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    add = commands.add_parser("list", help="all recipes")
+    add.add_argument("pattern", nargs="?", default="*", help="a glob, as in '*-cub'")
+
+    add = commands.add_parser("info", help="a recipe's card")
+    add.add_argument("name")
+
+    add = commands.add_parser("recipe", help="print a recipe, to copy and edit")
+    add.add_argument("name")
+
+    add = commands.add_parser("predict", help="classify image files")
+    _model_options(add)
+    add.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders of them")
+    add.add_argument("-o", "--output", type=Path, help="a .csv, .json or .parquet file; default: print")
+    add.add_argument("--top", type=int, default=5, help="classes a result lists (default 5)")
+
+    add = commands.add_parser("explain", help="why an image gets its class, as a page")
+    _model_options(add)
+    add.add_argument("paths", nargs="+", type=Path, metavar="IMAGE")
+    add.add_argument("-o", "--output", type=Path, default=Path("why.html"), help=".html (default why.html), .png or .json")
+    add.add_argument("--target", help="the class to explain; default: the predicted one")
+    add.add_argument("--top", type=int, default=6, help="prototypes that get a map (default 6)")
+
+    data = commands.add_parser("data", help="make, check and look at data sets")
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    actions.add_parser("list", help="the data sets")
+    add = actions.add_parser("make", help="generate a synthetic data set")
+    add.add_argument("name", help="synthbirds")
+    add.add_argument("root", nargs="?", type=Path, help="where; default: the user's cache folder")
+    add.add_argument("--size", default="small", help="tiny, small (default), large, or PAIRSxTRAINxTEST as in 10x30x30")
+    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--workers", type=int, help="processes; default: one a core")
+    add = actions.add_parser("check", help="verify the files of a data set; exit status 1 when something is wrong")
+    add.add_argument("name")
+    add.add_argument("root", type=Path)
+    add = actions.add_parser("show", help="a contact sheet of a split, with boxes and parts")
+    add.add_argument("name")
+    add.add_argument("root", nargs="?", type=Path)
+    add.add_argument("--split", default="test")
+    add.add_argument("-n", "--number", type=int, default=20)
+    add.add_argument("-o", "--output", type=Path, default=Path("sheet.png"))
+    return parser
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a recipe, or the folder of a run or of weights")
+    parser.add_argument("--weights", help="a folder of weights or of a run, instead of the published ones")
+    parser.add_argument("--box", help="X0,Y0,X1,Y1 in pixels: cut this out of the image first")
+    parser.add_argument(
+        "--data_root", type=Path, help="the data set's root: boxes of its images and pictures of prototypes come from there"
+    )
+
+
+def run(args: list[str]) -> int:
+    """Runs one command; the exit status."""
+    parser = build_parser()
+    if not args:
+        parser.print_help()
+        return 0
+    known = ["list", "info", "recipe", "predict", "explain", "data", "fit", "validate", "test"]
+    if not args[0].startswith("-") and args[0] not in known:
+        raise FgvczooError(f"no command {args[0]!r}{did_you_mean(args[0], known) or '; see `fgvczoo --help`'}")
+    try:
+        options = parser.parse_args(args)
+    except SystemExit as end:  # --help, --version
+        return int(end.code or 0)
+    if options.command == "data":
+        return _DATA[options.action](options)
+    return _COMMANDS[options.command](options)
+
+
+def _list(options: argparse.Namespace) -> int:
+    names = list_recipes(options.pattern)
+    if not names:
+        raise FgvczooError(f"no recipe matches {options.pattern!r}{did_you_mean(options.pattern, list_recipes())}")
+    rows = [(name, read_recipe(name).card) for name in names]
+    width = max(len(name) for name in names)
+    for name, card in rows:
+        weights = "weights" if card.weights else "-"
+        print(f"{name:{width}}  {card.task:15} {card.dataset:12} {weights:8} {card.title}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from fgvczoo.zoo.info import describe
+
+    print(describe(read_recipe(options.name)))
+    return 0
+
+
+def _recipe(options: argparse.Namespace) -> int:
+    sys.stdout.write(resolve_recipe(options.name).read_text(encoding="utf-8"))
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from fgvczoo.cli.files import image_files, predict_files, write_predictions
+
+    files = image_files(options.paths)
+    unreadable: list[str] = []
+    model, boxes = _model(options)
+    results = predict_files(model, files, boxes, top=options.top, unreadable=unreadable)
+    if options.output is None:
+        for result in results:
+            print(f"{result.source}  {result.label}  {result.score:.3f}")
+    else:
+        write_predictions(results, options.output)
+        print(f"{len(results)} predictions in {options.output}")
+    for line in unreadable:
+        print(f"fgvczoo: {line}", file=sys.stderr)
+    return 2 if unreadable else 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from fgvczoo.explain.page import write
+
+    model, boxes = _model(options)
+    if not hasattr(model, "explain"):
+        raise FgvczooError(f"{model.paper} has no explanation of its own; it is a baseline, `fgvczoo predict` is all it does")
+    explanations = [
+        model.explain(path, target=options.target, top=options.top, box=boxes(path)) for path in options.paths
+    ]
+    written = write(explanations, options.output, names=[path.name for path in options.paths])
+    for path, explanation in zip(options.paths, explanations):
+        print(f"{path}  {explanation.predicted}  {explanation.probability:.3f}")
+    print(f"explanation in {written}")
+    return 0
+
+
+def _model(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and a function that gives the box of a file (or None)."""
+    from fgvczoo.cli.files import box_finder, parse_box
+    from fgvczoo.zoo.load import PUBLISHED, load
+
+    box = parse_box(options.box) if options.box else None
+    model = load(options.name, weights=options.weights or PUBLISHED)
+    if options.data_root is None:
+        return model, lambda path: box
+    return model, box_finder(model, options.data_root, box)
+
+
+def _data_list(options: argparse.Namespace) -> int:
+    from fgvczoo.zoo.registry import list_datasets
+
+    for name in list_datasets():
+        print(name)
+    return 0
+
+
+def _data_make(options: argparse.Namespace) -> int:
+    if options.name != "synthbirds":
+        raise FgvczooError(f"data make: {options.name!r} is not generated; only synthbirds is")
+    from fgvczoo.data.synthbirds import SIZES, Size, make
+
+    size: Any = options.size
+    if size not in SIZES:
+        try:
+            pairs, train, test = (int(part) for part in size.split("x"))
+        except ValueError:
+            expected = ", ".join(SIZES)
+            raise FgvczooError(f"--size {size}: expected {expected}, or PAIRSxTRAINxTEST as in 10x30x30") from None
+        size = Size(pairs=pairs, train_per_class=train, test_per_class=test)
+    print(make(options.root, size, seed=options.seed, workers=options.workers))
+    return 0
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    from fgvczoo.data.check import check_cub
+
+    if options.name not in ("cub", "synthbirds"):
+        raise FgvczooError(f"data check: no data set {options.name!r}{did_you_mean(options.name, ['cub', 'synthbirds'])}")
+    report = check_cub(options.root)
+    print("\n".join(report.lines()))
+    return 0 if report.ok else 1
+
+
+def _data_show(options: argparse.Namespace) -> int:
+    from fgvczoo.data.check import contact_sheet
+    from fgvczoo.files import atomic_path
+    from fgvczoo.zoo.registry import dataset_class
+
+    cls = dataset_class(options.name)
+    if options.root is not None and options.name == "synthbirds":
+        cls = dataset_class("cub")  # shows what is there, of any size; draws nothing
+    module = cls(root=str(options.root) if options.root else None, keys=["bbox", "parts"])
+    sheet = contact_sheet(module, options.split, options.number)
+    with atomic_path(options.output) as path:
+        sheet.save(path)
+    print(options.output)
+    return 0
+
+
+_COMMANDS = {"list": _list, "info": _info, "recipe": _recipe, "predict": _predict, "explain": _explain}
+_DATA = {"list": _data_list, "make": _data_make, "check": _data_check, "show": _data_show}

@@ -1,0 +1,107 @@
+"""Image files in, tables out: what `predict` and `explain` share."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from fgvczoo.errors import FgvczooError
+from fgvczoo.explain.pictures import prototype_pictures
+from fgvczoo.files import atomic_path
+from fgvczoo.preprocess import read_image
+from fgvczoo.tasks.classification import Box, ClassificationModule, Prediction, crop
+from fgvczoo.zoo.build import data_from_provenance
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+BATCH = 32
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The given files as they are; folders stand for the image files below them, sorted."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise FgvczooError(f"{path}: no image files in this folder")
+            files += inside
+        else:
+            files.append(path)
+    return files
+
+
+def parse_box(text: str) -> Box:
+    """ "X0,Y0,X1,Y1" as four numbers."""
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise FgvczooError(f"--box {text}: expected four numbers X0,Y0,X1,Y1 in pixels") from None
+    return x0, y0, x1, y1
+
+
+def predict_files(
+    model: ClassificationModule,
+    files: Sequence[Path],
+    boxes: Callable[[Path], Box | None],
+    *,
+    top: int,
+    unreadable: list[str],
+) -> list[Prediction]:
+    """Classifies files in batches with a progress bar; what cannot be read is listed in `unreadable` and left out."""
+    results: list[Prediction] = []
+    for batch in track(list(_batches(files)), description="predicting", transient=True):
+        images, names = [], []
+        for path in batch:
+            try:
+                image = read_image(path)
+                box = boxes(path)
+                images.append(crop(image, box))
+                names.append(path)
+            except FgvczooError as error:
+                unreadable.append(str(error))
+        predictions = model.predict(images, top=top)
+        assert isinstance(predictions, list)
+        results += [replace(prediction, source=str(name)) for prediction, name in zip(predictions, names)]
+    return results
+
+
+def _batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    for start in range(0, len(files), BATCH):
+        yield files[start : start + BATCH]
+
+
+def write_predictions(results: Sequence[Prediction], path: Path) -> None:
+    """A .csv (file, label, score, and the best few), .json or .parquet table, by the ending."""
+    rows = [result.to_dict() for result in results]
+    if path.suffix not in (".csv", ".json", ".parquet"):
+        raise FgvczooError(f"-o {path}: expected a name ending in .csv, .json or .parquet")
+    with atomic_path(path) as temporary:
+        if path.suffix == ".json":
+            temporary.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        elif path.suffix == ".parquet":
+            from datasets import Dataset
+
+            Dataset.from_list(rows).to_parquet(temporary)
+        else:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                table = csv.writer(file)
+                table.writerow(["file", "label", "score", "labels", "scores"])
+                for row in rows:
+                    scores = " ".join(f"{score:.6f}" for score in row["scores"])
+                    table.writerow([row["source"], row["label"], f"{row['score']:.6f}", "|".join(row["labels"]), scores])
+
+
+def box_finder(model: Any, root: Path, box: Box | None) -> Callable[[Path], Box | None]:
+    """Boxes of the data set's own images, by their path; gives the model the pictures of its prototypes on the way."""
+    data = data_from_provenance(model, root)
+    if getattr(model, "sources", None):
+        model.prototype_pictures = prototype_pictures(model.sources, data)
+    rows = (data.row(index) for index in range(len(data.reader)))
+    known = {str(Path(row["path"]).resolve()): row["crop"] for row in rows}
+    return lambda path: box or known.get(str(path.resolve()))

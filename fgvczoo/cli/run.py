@@ -1,0 +1,137 @@
+"""A run's folder and what is kept in it: config.yaml, metrics.csv, checkpoints/last.ckpt, weights/."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from fgvczoo.errors import FgvczooError
+from fgvczoo.files import write_text
+
+# Exit status after Ctrl-C, as shells have it: 128 + SIGINT.
+INTERRUPTED = 130
+
+
+@dataclass
+class RunFolder:
+    """`runs/NAME`, or any folder. `interrupted` is set by Ctrl-C."""
+
+    path: Path
+    interrupted: bool = field(default=False, compare=False)
+
+    @classmethod
+    def of(cls, run: str | None, configs: Any) -> RunFolder:
+        """The folder that --run names; else that of the recipe; for a run's own config.yaml, the folder it lies in."""
+        if run:
+            return cls(Path(run) if len(Path(run).parts) > 1 else Path("runs") / run)
+        if not configs:
+            return cls(Path("runs") / "unnamed")
+        first = Path(str(configs[0]))
+        if first.name == "config.yaml":
+            return cls(Path(os.path.relpath(first.resolve().parent)))
+        return cls(Path("runs") / first.stem)
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that a resumed run starts from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    def checkpoint(self, given: str) -> str:
+        """The file behind --ckpt_path: "last" is this run's. Raises `FgvczooError` when there is none."""
+        path = self.last if given == "last" else Path(given)
+        if not path.is_file():
+            hint = "train first, without --ckpt_path" if given == "last" else "give a .ckpt file, or last"
+            raise FgvczooError(f"--ckpt_path {given}: no checkpoint {path}; {hint}")
+        return str(path)
+
+    def check_free(self, *, resume: bool) -> None:
+        """Raises `FgvczooError` where a fresh run would overwrite another."""
+        if not resume and ((self.path / "config.yaml").exists() or self.last.exists()):
+            raise FgvczooError(
+                f"{self.path} holds a run; resume it with --ckpt_path last, or give another name with --run NAME"
+            )
+
+    def prepare(self) -> None:
+        """Makes the folder; keeps the metrics of an earlier part of the run as metrics.1.csv, metrics.2.csv, ..."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        metrics = self.path / "metrics.csv"
+        if metrics.exists():
+            number = 1
+            while (kept := self.path / f"metrics.{number}.csv").exists():
+                number += 1
+            os.replace(metrics, kept)
+
+    def write_config(self, text: str) -> None:
+        """config.yaml: all that the run was started with."""
+        write_text(self.path / "config.yaml", text)
+
+
+class RunCheckpoint(Checkpoint):
+    """Keeps checkpoints/last.ckpt: after every epoch, every `minutes`, and on Ctrl-C at the end of the batch.
+
+    Never after the last batch of an epoch: a run resumed from there would skip what follows the epoch (projection).
+    The file is written under another name and renamed, so that a killed run leaves the one before.
+    """
+
+    def __init__(self, run: RunFolder, minutes: float = 10.0) -> None:
+        self.run = run
+        self.seconds = minutes * 60
+        self._saved = time.monotonic()
+        self._previous: Any = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+    def _on_interrupt(self, number: int, frame: Any) -> None:
+        if self.run.interrupted:  # pressed twice: at once
+            raise KeyboardInterrupt
+        self.run.interrupted = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        if trainer.world_size > 1 and batch_idx % 50 != 49:  # asking the other ranks takes time
+            return
+        due = trainer.strategy.broadcast(time.monotonic() - self._saved >= self.seconds)
+        if due or self._interrupted(trainer):
+            self._save(trainer)
+        self._stop_if_interrupted(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+        self._stop_if_interrupted(trainer)
+
+    def _interrupted(self, trainer: L.Trainer) -> bool:
+        return bool(trainer.strategy.reduce_boolean_decision(self.run.interrupted, all=False))
+
+    def _stop_if_interrupted(self, trainer: L.Trainer) -> None:
+        if self._interrupted(trainer):
+            self.run.interrupted = True
+            raise RunInterrupted(f"interrupted; resume with --ckpt_path last ({self.run.last})")
+
+    def _save(self, trainer: L.Trainer) -> None:
+        part = self.run.last.with_suffix(".part")
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            os.replace(part, self.run.last)
+        self._saved = time.monotonic()
+
+
+class RunInterrupted(FgvczooError):
+    """Ctrl-C during training, after the checkpoint was written."""

@@ -1,0 +1,222 @@
+"""`fgvczoo fit | validate | test`: the Lightning CLI with recipe names and one folder a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+
+from fgvczoo.cli.run import RunCheckpoint, RunFolder
+from fgvczoo.data.base import FGVCDataModule
+from fgvczoo.errors import FgvczooError
+from fgvczoo.explain.pictures import prototype_pictures
+from fgvczoo.tasks.base import StagedModule
+from fgvczoo.zoo.card import model_card
+from fgvczoo.zoo.load import PUBLISHED, load
+from fgvczoo.zoo.recipe import Card, read_sections, resolve_recipe
+from fgvczoo.zoo.weights import save_weights
+
+SUBCOMMANDS = ("fit", "validate", "test")
+
+
+class RecipeFile(ActionConfigFile):
+    """--config takes a recipe's name as well as a file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        path = resolve_recipe(values)
+        read_sections(path)  # the parser takes an empty section of any name
+        super().__call__(parser, cfg, str(path), option_string)
+
+
+class RecipeParser(LightningArgumentParser):
+    """Raises instead of exiting, takes recipe names, and no abbreviated options: a misspelt one must not train."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "exit_on_error": False, "allow_abbrev": False})
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("action") is ActionConfigFile:
+            kwargs["action"] = RecipeFile
+        return super().add_argument(*args, **kwargs)
+
+
+class ZooCLI(LightningCLI):
+    """One recipe, one run folder. Refuses to train over a run and to evaluate random weights."""
+
+    run: RunFolder
+
+    def __init__(self, args: ArgsType) -> None:
+        super().__init__(
+            StagedModule,
+            FGVCDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=RecipeParser,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults={
+                "use_distributed_sampler": False,  # our samplers are exact; Lightning's pads
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "log_every_n_steps": 10,
+            },
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        hidden = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders", "verbose", "weights_only"}
+        return {name: set(hidden) for name in SUBCOMMANDS}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--card", type=Card | None, default=None, help="what the recipe is")
+        parser.add_argument("--run", type=str | None, default=None, help="name of the run folder in runs/, or a path")
+        parser.add_argument("--weights", type=str, default=PUBLISHED, help="validate, test: a folder of weights or of a run")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
+        parser.link_arguments(
+            "data.preprocess",
+            "model.init_args.preprocess",
+            compute_fn=lambda preprocess: preprocess.to_dict(),
+            apply_on="instantiate",
+        )
+
+    # -- before anything is built ---------------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if config.get("model") is None or config.get("data") is None:
+            raise FgvczooError(f"{self.subcommand}: no model or no data given; name a recipe: --config st-protopnet-synthbirds")
+        for linked in ("num_classes", "class_names", "preprocess"):
+            if config.model.init_args.get(linked) is not None:
+                raise FgvczooError(f"model.{linked} comes from the data; leave it out")
+        self.recipe = recipe_name(config)
+        self.run = RunFolder.of(config.get("run"), config.config)
+        self.resume = self.run.checkpoint(config.get("ckpt_path")) if config.get("ckpt_path") else None
+        if self.subcommand == "fit":
+            self.run.check_free(resume=self.resume is not None)
+        if config.trainer.strategy == "auto" and _several_devices(config.trainer):
+            # Stages freeze parts after DDP was built; without this their gradients differ silently between ranks.
+            config.trainer.strategy = "ddp_find_unused_parameters_true"
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        training = self.subcommand == "fit"
+        self.trainer_defaults["callbacks"] = [RichProgressBar()] + ([RunCheckpoint(self.run)] if training else [])
+        if sys.stdout is not None and not self.config[self.subcommand].trainer.get("enable_progress_bar", True):
+            self.trainer_defaults["callbacks"] = self.trainer_defaults["callbacks"][1:]
+        if training:
+            self.run.prepare()
+        logger = CSVLogger(str(self.run.path), name="", version="") if training else False
+        return super().instantiate_trainer(logger=logger, default_root_dir=str(self.run.path), **kwargs)
+
+    # -- subcommands ----------------------------------------------------------------------------------------------
+
+    def fit(self, model: StagedModule, datamodule: FGVCDataModule, **_: Any) -> None:
+        """Trains, then writes the weights folder."""
+        if self.trainer.is_global_zero:
+            config = self.config[self.subcommand].clone()
+            for key in ("config", "ckpt_path"):
+                config.pop(key, None)
+            self.run.write_config(self._parser(self.subcommand).dump(config, skip_link_targets=True))
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
+        if self.trainer.is_global_zero:
+            self._save(model, datamodule)
+
+    def _save(self, model: StagedModule, datamodule: FGVCDataModule) -> None:
+        config = self.config["fit"]
+        finished = self.trainer.current_epoch >= model.plan.epochs
+        provenance = {
+            "recipe": self.recipe,
+            "dataset": datamodule.dataset_name,
+            "data": data_section(config.data),
+            "seed": config.seed_everything,
+            "epochs": self.trainer.current_epoch,
+            "finished": finished,
+            "torch": torch.__version__,
+        }
+        sources: Any = getattr(model, "sources", None)
+        if datamodule.licence_allows_pictures and sources:
+            model.prototype_pictures = prototype_pictures(sources, datamodule)
+        card: Card | None = config.get("card")
+        licences = vars(card.licences) if card else {}
+        folder = save_weights(
+            model,
+            self.run.path / "weights",
+            provenance=provenance,
+            licences={key: str(value) for key, value in licences.items()},
+            readme=model_card(self.recipe, card, provenance),
+        )
+        state = "trained" if finished else f"stopped after {self.trainer.current_epoch} of {model.plan.epochs} epochs"
+        print(f"{self.recipe}: {state}; weights in {folder}")
+
+    def validate(self, model: StagedModule, datamodule: FGVCDataModule, **_: Any) -> None:
+        """Evaluates on the validation part that was cut from the training images."""
+        self._fill(model)
+        self.trainer.validate(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
+
+    def test(self, model: StagedModule, datamodule: FGVCDataModule, **_: Any) -> None:
+        """Evaluates on the official test split."""
+        self._fill(model)
+        self.trainer.test(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
+
+    def _fill(self, model: StagedModule) -> None:
+        """Without a checkpoint: the weights asked for, or the recipe's published ones; never random ones."""
+        if self.resume is not None:
+            return
+        config = self.config[self.subcommand]
+        weights = str(config.get("weights") or PUBLISHED)
+        trained = load(self.recipe if weights == PUBLISHED else weights)
+        if trained.num_classes != model.num_classes:
+            raise FgvczooError(
+                f"the weights have {trained.num_classes} classes and the data {model.num_classes}; use the data that they "
+                "were trained on, or train on these"
+            )
+        model.restore_state_values(trained.state_values())
+        model.load_state_dict(trained.state_dict())
+
+
+def recipe_name(config: Namespace) -> str:
+    """The name of the first recipe given; that of its run for a run's own config.yaml."""
+    files = config.config or []
+    if not files:
+        return "unnamed"
+    path = Path(str(files[0]))
+    return path.resolve().parent.name if path.name == "config.yaml" else path.stem
+
+
+def data_section(data: Namespace) -> dict[str, Any]:
+    """The data section as plain values, without the root: a path of one machine does not travel."""
+    section = yaml.safe_load(yaml.safe_dump(data.as_dict()))
+    section.get("init_args", {}).pop("root", None)
+    return section
+
+
+def _several_devices(trainer: Namespace) -> bool:
+    devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
+    if devices in ("auto", -1, "-1"):
+        count = torch.cuda.device_count() if trainer.get("accelerator") != "cpu" else 1
+    elif isinstance(devices, list):
+        count = len(devices)
+    else:
+        count = len(str(devices).split(",")) if "," in str(devices) else int(devices)
+    return count * nodes > 1
+
+
+def run_trainer(args: list[str]) -> None:
+    """Runs a training subcommand."""
+    argv, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns when both are given
+    try:
+        ZooCLI(args)
+    finally:
+        sys.argv = argv

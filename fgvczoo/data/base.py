@@ -1,0 +1,407 @@
+"""What every data set shares: a reader turns its official layout into rows, a data module turns rows into batches."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lightning
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fgvczoo.batch import RAGGED_KEYS, Batch
+from fgvczoo.data.samplers import EpochBatchSampler, ExactSampler
+from fgvczoo.data.transforms import Transform, crop_sample
+from fgvczoo.errors import FgvczooError, did_you_mean
+from fgvczoo.preprocess import Preprocess, read_image
+
+# The validation rows are the same in every run, whatever its seed: results of several seeds are comparable.
+_VALIDATION_SEED = 0
+
+
+class Reader(ABC):
+    """The rows of a data set in its official layout. Reads metadata files when made, pictures only when asked for one.
+
+    Rows count from 0 and never change for a given set: batches carry them as `index`.
+    """
+
+    name: str  # of the data set, lower case
+    licence_allows_pictures: bool  # whether explanations that show its pictures may be passed on
+    class_names: list[str]  # of the labels 0..C-1
+    labels: np.ndarray  # (N,) int64
+    image_ids: np.ndarray  # (N,) the set's own ids, of any kind
+    splits: dict[str, np.ndarray]  # the official ones, name -> rows; "train" among them
+    keys: tuple[str, ...]  # annotations that it can give
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def path(self, index: int) -> Path:
+        """The picture of a row."""
+
+    @abstractmethod
+    def require(self, keys: Sequence[str]) -> None:
+        """Reads what these annotations need; `FgvczooError` where a file is missing or wrong."""
+
+    @abstractmethod
+    def annotations(self, index: int, keys: Sequence[str]) -> dict[str, Any]:
+        """The annotations of a row by batch key.
+
+        In pixels of the original picture: `mask` uint8 (H, W), `boxes` (n, 4), `bbox` (4,), `parts` (K, 3); other keys
+        as arrays of one sample, or dicts of them.
+        """
+
+    @property
+    def flip_pairs(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of part numbers, from 0, that a mirrored picture exchanges."""
+        return ()
+
+    def crop(self, index: int) -> tuple[int, int, int, int] | None:
+        """The part of the picture that is used, x0, y0, x1, y1; None for all of it."""
+        return None
+
+    @abstractmethod
+    def row(self, index: int) -> dict[str, Any]:
+        """What is known of a row as plain values, in original coordinates; see `FGVCDataModule.row`."""
+
+
+class FGVCDataModule(lightning.LightningDataModule):
+    """Named splits of a data set as loaders of `Batch`.
+
+    Nothing drawn here depends on a random stream: the order of an epoch comes from (seed, epoch), the augmentation of a
+    picture from (seed, epoch, row). So batches are the same for any number of workers and in a resumed run. Give the
+    trainer `use_distributed_sampler=False`: the loaders share rows between processes themselves.
+
+    Args:
+        reader: the data set.
+        batch_size: of training, over all processes together.
+        eval_batch_size: of everything else, in each process.
+        num_workers: loading processes; 0 loads in the main one.
+        augmentation: a protocol of `fgvczoo.data.transforms.AUGMENTATIONS`, for training.
+        preprocess: values of `fgvczoo.preprocess.Preprocess`, where they differ from its defaults.
+        seed: of order and augmentation.
+        val_fraction: share of the training rows of every class that becomes the split "val"; the choice is fixed.
+        on_corrupt: "error" stops at an unreadable picture; "skip" goes on without it, warns and counts it in `skipped`.
+        keys: annotations wanted in the batches, beside `image`, `index` and `label`.
+
+    Attributes:
+        num_classes, class_names: of the labels that are trained on.
+        splits: name -> rows. "train", "train_plain" and "projection" hold the same rows; "val" is there on request.
+        preprocess: the `Preprocess` value that made the images.
+        skipped: path -> reason, of unreadable pictures met so far.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        batch_size: int = 80,
+        eval_batch_size: int = 100,
+        num_workers: int = 0,
+        augmentation: str = "none",
+        preprocess: dict[str, Any] | None = None,
+        seed: int = 0,
+        val_fraction: float = 0.0,
+        on_corrupt: str = "error",
+        keys: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        for name, given in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if given < 1:
+                raise FgvczooError(f"{name}={given}; expected at least 1")
+        for name, given in (("num_workers", num_workers), ("seed", seed)):
+            if given < 0:
+                raise FgvczooError(f"{name}={given}; expected at least 0")
+        if not 0 <= val_fraction < 1:
+            raise FgvczooError(f"val_fraction={val_fraction}; expected a number in [0, 1)")
+        if on_corrupt not in ("error", "skip"):
+            raise FgvczooError(f"on_corrupt={on_corrupt!r}; expected 'error' or 'skip'")
+        known_keys = (*reader.keys, "size")
+        for key in keys:
+            if key not in known_keys:
+                raise FgvczooError(
+                    f"keys: {reader.name} has no {key!r}, only {', '.join(known_keys)}{did_you_mean(key, known_keys)}"
+                )
+        reader.require(keys)
+        self.reader = reader
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.seed, self.on_corrupt, self.keys = seed, on_corrupt, tuple(keys)
+        self.preprocess = make_preprocess(preprocess)
+        self.transform = Transform(self.preprocess, augmentation, reader.flip_pairs)
+        self.class_names = list(reader.class_names)
+        self.num_classes = len(self.class_names)
+        self.dataset_name = reader.name
+        self.licence_allows_pictures = reader.licence_allows_pictures
+        self.splits = dict(reader.splits)
+        if val_fraction:
+            self.splits["train"], self.splits["val"] = _stratified(self.splits["train"], reader.labels, val_fraction)
+        for name in ("train_plain", "projection"):
+            self.splits.setdefault(name, self.splits["train"])
+        self.skipped: dict[str, str] = {}
+        self._samplers: weakref.WeakSet[EpochBatchSampler] = weakref.WeakSet()
+
+    def loader(self, split: str, augment: bool = False, shard: str = "exact") -> Loader:
+        """Batches of a split.
+
+        shard: "exact" gives every row once, in order, each process a contiguous share without padding; "train" gives
+            shuffled batches of `batch_size` over all processes (`EpochBatchSampler`).
+        augment: by the protocol of this data module, from (seed, epoch, row).
+        """
+        if split not in self.splits:
+            hint = "; give val_fraction to cut it from train" if split == "val" else did_you_mean(split, self.splits)
+            raise FgvczooError(f"{self.dataset_name} has no split {split!r}, only {', '.join(self.splits)}{hint}")
+        if shard not in ("exact", "train"):
+            raise FgvczooError(f"shard={shard!r}; expected 'exact' or 'train'")
+        rows = self.splits[split]
+        dataset = Rows(self.reader, rows, self.transform, self.keys, self.on_corrupt, self.seed if augment else None)
+        if augment and self.num_workers:
+            self.transform.build()
+        world_size, rank = self._processes()
+        options: dict[str, Any]
+        if shard == "train":
+            sampler = EpochBatchSampler(
+                len(rows), self.batch_size, seed=self.seed, shuffle=True, world_size=world_size, rank=rank
+            )
+            self._samplers.add(sampler)
+            options = {"batch_sampler": sampler}
+        else:
+            exact = ExactSampler(len(rows), world_size=world_size, rank=rank)
+            options = {"sampler": exact, "batch_size": self.eval_batch_size}
+        inner = DataLoader(
+            dataset,
+            **options,
+            collate_fn=_collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=_one_thread,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return Loader(inner, self.skipped)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Epoch of the training loaders made so far; call it before each of them is iterated."""
+        for sampler in self._samplers:
+            sampler.epoch = epoch
+
+    def row(self, index: int) -> dict[str, Any]:
+        """What the data set says of the row that a batch names by `index`, in original coordinates.
+
+        Plain values: `index`, `image_id`, `path` (absolute), `label`, `class_name`, `split`, `height`, `width` of the
+        original picture, `crop` (x0, y0, x1, y1 of the used part, or None), and what the set adds, such as `bbox`.
+        """
+        if not 0 <= index < len(self.reader):
+            raise FgvczooError(f"row {index} of {self.dataset_name}: expected 0..{len(self.reader) - 1}")
+        return self.reader.row(index)
+
+    def find(self, image_id: str) -> int:
+        """The row of an image by the set's own id, the inverse of `row(index)["image_id"]`."""
+        places = np.flatnonzero(self.reader.image_ids.astype(str) == str(image_id))
+        if len(places) != 1:
+            raise FgvczooError(f"{self.dataset_name}: no image {image_id!r}; this is not the copy that the model learned from")
+        return int(places[0])
+
+    def sample(self, index: int) -> dict[str, Any]:
+        """One row as a batch has it, un-augmented: `image` (3, h, w) and the annotations of `keys`."""
+        rows = np.array([index])
+        return Rows(self.reader, rows, self.transform, self.keys, "error", None)[0]
+
+    def train_dataloader(self) -> Loader:
+        loader = self.loader("train", augment=True, shard="train")
+        if self.trainer is not None:
+            # Lightning restores its counters before it asks for the loader, whose workers read ahead before any hook of
+            # the epoch: a resumed run's place is set here.
+            loop = self.trainer.fit_loop
+            sampler = loader.batch_sampler
+            steps = _limited(len(sampler), self.trainer.limit_train_batches)
+            sampler.epoch = sampler.first = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+            sampler.skip = loop.epoch_loop.batch_progress.current.ready % max(steps, 1)
+        return loader
+
+    def val_dataloader(self) -> Loader | list[Any]:
+        """The split "val"; nothing where none was asked for: the test split selects nothing."""
+        return self.loader("val") if "val" in self.splits else []
+
+    def test_dataloader(self) -> Loader:
+        return self.loader("test")
+
+    def predict_dataloader(self) -> Loader:
+        return self.loader("test")
+
+    def _processes(self) -> tuple[int, int]:
+        if self.trainer is not None:
+            return self.trainer.world_size, self.trainer.global_rank
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_world_size(), torch.distributed.get_rank()
+        return 1, 0
+
+
+def make_preprocess(values: dict[str, Any] | None) -> Preprocess:
+    """`Preprocess` from keyword values; `FgvczooError` for a name that it does not have."""
+    values = values or {}
+    known = Preprocess.__dataclass_fields__
+    for name in values:
+        if name not in known:
+            raise FgvczooError(f"preprocess has no {name!r}, only {', '.join(known)}{did_you_mean(name, known)}")
+    return Preprocess(**values)
+
+
+class Rows(Dataset[Any]):
+    """The samples of some rows of a reader; `seed` None leaves the pictures as they are.
+
+    Items are places in `rows`, alone or as (epoch, place).
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        rows: np.ndarray,
+        transform: Transform,
+        keys: Sequence[str],
+        on_corrupt: str,
+        seed: int | None,
+    ) -> None:
+        self.reader, self.rows, self.transform = reader, rows, transform
+        self.keys, self.on_corrupt, self.seed = tuple(keys), on_corrupt, seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, place = item if isinstance(item, tuple) else (0, item)
+        index = int(self.rows[place])
+        image = read_image(self.reader.path(index))
+        notes = self.reader.annotations(index, self.keys)
+        height, width = image.shape[:2]
+        mask, parts = notes.pop("mask", None), notes.pop("parts", None)
+        one_box = "bbox" in notes
+        boxes = notes.pop("bbox")[None] if one_box else notes.pop("boxes", None)
+        if mask is not None and mask.shape != image.shape[:2]:
+            raise FgvczooError(f"{self.reader.path(index)}: picture of {height, width} pixels, mask of {mask.shape}")
+        if (crop := self.reader.crop(index)) is not None:
+            image, mask, boxes, parts = crop_sample(crop, image, mask, boxes, parts)
+            if not image.size:
+                raise FgvczooError(f"{self.reader.path(index)}: the crop {crop} has no pixel of {height} x {width}")
+        # The last number keeps these streams apart from others that are drawn from (seed, epoch).
+        seed = None if self.seed is None else (self.seed, epoch, index, 1)
+        sample: dict[str, Any] = dict(self.transform(image, mask=mask, boxes=boxes, parts=parts, seed=seed))
+        if one_box:
+            sample["bbox"] = sample.pop("boxes")[0]
+        if "size" in self.keys:
+            sample["size"] = np.array([height, width], np.int64)
+        return sample | notes | {"index": np.int64(index), "label": np.int64(self.reader.labels[index])}
+
+    def __getitems__(self, items: list[Any]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """The readable samples of a batch, and path -> reason of the others."""
+        lost: dict[str, str] = {}
+        samples = self._readable(items, lost)
+        if not samples and isinstance(items[0], tuple):
+            # A training batch that lost all its pictures is read again from the rows that follow: the number of steps,
+            # by which processes keep together and a run resumes, does not change.
+            for offset in range(1, len(self)):
+                samples = self._readable([(epoch, (place + offset) % len(self)) for epoch, place in items], lost)
+                if samples:
+                    break
+            else:
+                raise FgvczooError(f"{self.reader.name}: no picture of the split can be read, such as {min(lost)}")
+        return samples, lost
+
+    def _readable(self, items: list[Any], lost: dict[str, str]) -> list[dict[str, Any]]:
+        samples = []
+        for item in items:
+            try:
+                samples.append(self[item])
+            except FgvczooError as error:
+                if self.on_corrupt == "error":
+                    raise
+                place = item[1] if isinstance(item, tuple) else item
+                lost[str(self.reader.path(int(self.rows[place])))] = str(error)
+        return samples
+
+
+class Loader:
+    """Batches of a `DataLoader` of `Rows`; Lightning takes it as it is and puts no sampler of its own into it.
+
+    With `on_corrupt="skip"` a batch that lost pictures is smaller, and one of an "exact" loader that lost all of them
+    is left out; at the end of each pass a warning says how many are missing and names them.
+    """
+
+    def __init__(self, inner: DataLoader[Any], skipped: dict[str, str]) -> None:
+        self.inner = inner
+        self.skipped = skipped
+
+    @property
+    def dataset(self) -> Rows:
+        return self.inner.dataset  # type: ignore[return-value]
+
+    @property
+    def batch_sampler(self) -> Any:
+        return self.inner.batch_sampler
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __iter__(self) -> Iterator[Batch]:
+        lost: dict[str, str] = {}
+        try:
+            for batch, unreadable in self.inner:
+                lost |= unreadable
+                self.skipped |= unreadable
+                if batch is not None:
+                    yield batch
+        except FgvczooError as error:
+            # A worker's error arrives as a traceback whose last line is the message.
+            message = str(error).strip().splitlines()[-1]
+            raise FgvczooError(message.removeprefix(f"{FgvczooError.__module__}.{FgvczooError.__name__}: ")) from None
+        finally:
+            if lost:
+                names = ", ".join(list(lost)[:5]) + (", ..." if len(lost) > 5 else "")
+                warnings.warn(f"{len(lost)} unreadable pictures were skipped: {names}", stacklevel=2)
+
+
+def _collate(data: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    samples, lost = data
+    return (_stack(samples) if samples else None), lost
+
+
+def _stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    batch: dict[str, Any] = {}
+    for key, first in samples[0].items():
+        values = [sample[key] for sample in samples]
+        if key in RAGGED_KEYS:
+            batch[key] = [torch.as_tensor(value) for value in values]
+        elif isinstance(first, dict):
+            batch[key] = _stack(values)
+        else:
+            batch[key] = torch.stack([torch.as_tensor(value) for value in values])
+    return batch
+
+
+def _stratified(rows: np.ndarray, labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts a fixed share of the rows of every class, but never all of them: (the rest, the share), both in order."""
+    generator = np.random.default_rng(_VALIDATION_SEED)
+    chosen = []
+    for label in np.unique(labels[rows]):
+        own = rows[labels[rows] == label]
+        chosen.append(generator.permutation(own)[: min(round(fraction * len(own)), len(own) - 1)])
+    share = np.sort(np.concatenate(chosen))
+    if not len(share):
+        raise FgvczooError(f"val_fraction={fraction} leaves no validation image; give a larger one")
+    return np.setdiff1d(rows, share), share
+
+
+def _limited(steps: int, limit: float | int | None) -> int:
+    """Steps of an epoch under Lightning's `limit_train_batches`: a number of batches, or a share of them as a float."""
+    if limit is None:
+        return steps
+    return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(1)  # workers are the parallelism

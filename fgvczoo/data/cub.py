@@ -1,0 +1,449 @@
+"""CUB-200-2011 (Wah et al. 2011) in its official layout, and SynthBirds, which has the same.
+
+Files are joined by image id, never by line. Boxes are x0, y0, x1, y1 with exclusive ends.
+"""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from fgvczoo.data.base import FGVCDataModule, Reader
+from fgvczoo.errors import FgvczooError
+from fgvczoo.preprocess import read_image
+
+FOLDER = "CUB_200_2011"
+_RECORD = "https://data.caltech.edu/records/65de6-vp158"
+_SEGMENTATIONS_RECORD = "https://data.caltech.edu/records/w9d68-gec53"
+_GET = f"get CUB_200_2011.tgz from {_RECORD}, unpack it, and give the folder that holds {FOLDER}/ and attributes.txt"
+_FIRST_CLASS = "001.Black_footed_Albatross"
+_IMAGES, _TRAIN, _TEST = 11_788, 5_994, 5_794  # of the real set
+MASK_OBJECT = 128  # a segmentation is grey votes of annotators: from here on a pixel is bird
+
+
+class CUB(Reader):
+    """The rows of CUB-200-2011, in the order of the image ids.
+
+    root: the folder that holds `CUB_200_2011/`, or that folder itself; `attributes.txt` and `segmentations/` may lie in
+        either. A `metadata.csv` (SynthBirds) gives place and date.
+    cropped: use the box of each bird as the picture: x, y, x + w, y + h rounded to whole pixels as Pillow's `crop`.
+    protocol: "standard", the official split, or "metric-learning", where the first half of the classes is "train" and
+        the other "test", "query" and "gallery", whatever the official split says.
+
+    Other sizes than the real set's are read alike; counts are asserted where it is the real set.
+
+    Attributes beside those of `Reader`:
+        image_ids: (N,) int64, ascending.
+        all_class_names: of all labels; `class_names` are those that are trained on.
+        part_names, attribute_names: of the batch keys `parts` and `attributes`.
+        class_attributes: (C, A) float32, percentages 0..100.
+    """
+
+    name = "cub"
+    licence_allows_pictures = False  # photographs of others, for non-commercial research
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        *,
+        cropped: bool = False,
+        protocol: Literal["standard", "metric-learning"] = "standard",
+    ) -> None:
+        if protocol not in ("standard", "metric-learning"):
+            raise FgvczooError(f"protocol={protocol!r}; expected 'standard' or 'metric-learning'")
+        self.folder = _find(root)
+        self.cropped = cropped
+        self._read_images()
+        self._read_classes()
+        self._read_splits(protocol)
+        self.keys = ("bbox", "parts", "attributes", "mask", *(("metadata",) if self._place("metadata.csv") else ()))
+        if cropped:
+            self.require(["bbox"])
+
+    def path(self, index: int) -> Path:
+        return self.folder / "images" / self._files[index]
+
+    def require(self, keys: Sequence[str]) -> None:
+        tables = {
+            "bbox": ("_boxes",),
+            "parts": ("_parts", "part_names"),
+            "attributes": ("_attributes", "attribute_names"),
+            "metadata": ("_metadata",),
+            "mask": ("_segmentations",),
+        }
+        for key in keys:
+            for table in tables.get(key, ()):
+                getattr(self, table)
+
+    def annotations(self, index: int, keys: Sequence[str]) -> dict[str, Any]:
+        notes: dict[str, Any] = {}
+        if "bbox" in keys:
+            notes["bbox"] = self._boxes[index].astype(np.float64)
+        if "parts" in keys:
+            notes["parts"] = self._parts[index].astype(np.float64)
+        if "attributes" in keys:
+            present, certainty = self._attributes
+            notes["attributes"] = present[index].astype(np.float32)
+            notes["attribute_certainty"] = certainty[index]
+        if "mask" in keys:
+            notes["mask"] = self._mask(index)
+        if "metadata" in keys:
+            values, valid = self._metadata
+            notes["metadata"] = {name: table[index] for name, table in values.items()}
+            notes["metadata_valid"] = {name: table[index] for name, table in valid.items()}
+        return notes
+
+    def crop(self, index: int) -> tuple[int, int, int, int] | None:
+        if not self.cropped:
+            return None
+        x0, y0, x1, y1 = (round(float(value)) for value in self._boxes[index])
+        return x0, y0, x1, y1
+
+    def row(self, index: int) -> dict[str, Any]:
+        label = int(self.labels[index])
+        with Image.open(self.path(index)) as image:
+            width, height = image.size
+        return {
+            "index": index,
+            "image_id": int(self.image_ids[index]),
+            "path": str(self.path(index).absolute()),
+            "label": label,
+            "class_name": self.all_class_names[label],
+            "split": "train" if self._is_train[index] else "test",
+            "height": height,
+            "width": width,
+            "crop": self.crop(index),
+            "bbox": self._boxes[index].tolist(),
+        }
+
+    @cached_property
+    def part_names(self) -> list[str]:
+        return _names(self._file("parts/parts.txt"))
+
+    @cached_property
+    def attribute_names(self) -> list[str]:
+        for folder in (self.folder.parent, self.folder, self.folder / "attributes"):
+            if (folder / "attributes.txt").is_file():
+                return _names(folder / "attributes.txt")
+        raise FgvczooError(
+            f"{self.folder}: no attributes.txt beside it, in it or in attributes/; the archive puts it beside {FOLDER}/"
+        )
+
+    @cached_property
+    def class_attributes(self) -> np.ndarray:
+        file = self._file("attributes/class_attribute_labels_continuous.txt")
+        shape = len(self.all_class_names), len(self.attribute_names)
+        table = _table(file, range(shape[1]), np.float32)
+        if table.shape != shape:
+            raise FgvczooError(f"{file}: {table.shape[0]} lines; expected one for each of {shape[0]} classes")
+        return table
+
+    @property
+    def flip_pairs(self) -> tuple[tuple[int, int], ...]:
+        """Left and right eye, leg and wing, found by their names."""
+        if not (self.folder / "parts" / "parts.txt").is_file():
+            return ()
+        mirrored = [name.replace("left", "right") for name in self.part_names]
+        return tuple(
+            (place, self.part_names.index(other))
+            for place, (name, other) in enumerate(zip(self.part_names, mirrored))
+            if other != name and other in self.part_names
+        )
+
+    def _read_images(self) -> None:
+        file = self._file("images.txt")
+        listed: dict[int, str] = {}
+        for number, path in _pairs(file):
+            pure = PurePosixPath(path)
+            if pure.is_absolute() or ".." in pure.parts or "\\" in path:
+                raise FgvczooError(f"{file}: image {number} is {path!r}, outside the images folder")
+            if number in listed:
+                raise FgvczooError(f"{file}: image id {number} occurs twice")
+            listed[number] = path
+        if not listed:
+            raise FgvczooError(f"{file}: lists no image")
+        self.image_ids = np.array(sorted(listed), np.int64)
+        self._files = np.array([listed[number] for number in self.image_ids.tolist()], dtype=object)
+        # One listing for each folder: thousands of single questions take long on network disks.
+        present: dict[str, set[str]] = {}
+        missing = []
+        for path in self._files:
+            parent, _, name = path.rpartition("/")
+            if parent not in present:
+                folder = self.folder / "images" / parent
+                present[parent] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+            if name not in present[parent]:
+                missing.append(path)
+        if missing:
+            raise FgvczooError(
+                f"{self.folder / 'images'}: {len(missing)} of {len(self)} listed images are missing, such as "
+                f"{', '.join(missing[:5])}; unpack the archive again"
+            )
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def _read_classes(self) -> None:
+        file = self._file("classes.txt")
+        self.all_class_names = _names(file)
+        count = len(self.all_class_names)
+        file = self._file("image_class_labels.txt")
+        self.labels = self._by_image(file, _table(file, (0, 1), np.int64))[:, 0] - 1
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= count))
+        if len(wrong):
+            number, label = self.image_ids[wrong[0]], self.labels[wrong[0]] + 1
+            raise FgvczooError(f"{file}: image {number} has class {label}; expected 1..{count}")
+
+    def _read_splits(self, protocol: str) -> None:
+        file = self._file("train_test_split.txt")
+        flags = self._by_image(file, _table(file, (0, 1), np.int64))[:, 0]
+        wrong = np.flatnonzero((flags != 0) & (flags != 1))
+        if len(wrong):
+            raise FgvczooError(f"{file}: image {self.image_ids[wrong[0]]} has {flags[wrong[0]]}; expected 0 or 1")
+        self._is_train = flags == 1
+        found = len(self), int(self._is_train.sum()), int((~self._is_train).sum())
+        is_real = len(self.all_class_names) == 200 and self.all_class_names[0] == _FIRST_CLASS
+        if is_real and found != (_IMAGES, _TRAIN, _TEST):
+            raise FgvczooError(
+                f"{self.folder}: {found[0]:,} images, {found[1]:,} for training and {found[2]:,} for testing; expected "
+                f"{_IMAGES:,}, {_TRAIN:,} and {_TEST:,}; unpack the archive again"
+            )
+        rows = np.arange(len(self))
+        if protocol == "standard":
+            self.class_names = self.all_class_names
+            self.splits = {"train": rows[self._is_train], "test": rows[~self._is_train]}
+        else:
+            half = len(self.all_class_names) // 2
+            seen = self.labels < half
+            self.class_names = self.all_class_names[:half]
+            self.splits = {"train": rows[seen], "test": rows[~seen], "query": rows[~seen], "gallery": rows[~seen]}
+        if not len(self.splits["train"]):
+            raise FgvczooError(f"{file}: no training image")
+
+    @cached_property
+    def _boxes(self) -> np.ndarray:
+        """(N, 4) float64."""
+        file = self._file("bounding_boxes.txt")
+        x, y, width, height = self._by_image(file, _table(file, range(5), np.float64)).T
+        wrong = np.flatnonzero(~((width > 0) & (height > 0) & np.isfinite(x + y)))
+        if len(wrong):
+            raise FgvczooError(f"{file}: the box of image {self.image_ids[wrong[0]]} has no area")
+        return np.stack([x, y, x + width, y + height], axis=1)
+
+    @cached_property
+    def _parts(self) -> np.ndarray:
+        """(N, K, 3) float32."""
+        file = self._file("parts/part_locs.txt")
+        return self._by_image_and_item(file, len(self.part_names), np.float32, range(5), "part")
+
+    @cached_property
+    def _attributes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, A) uint8 each: present, certainty."""
+        file = self._file("attributes/image_attribute_labels.txt")
+        # Some lines have a sixth field: the first four are taken by position.
+        table = self._by_image_and_item(file, len(self.attribute_names), np.int32, range(4), "attribute")
+        for name, column, most in (("is_present", table[..., 0], 1), ("certainty", table[..., 1], 4)):
+            if column.min() < 0 or column.max() > most:
+                raise FgvczooError(f"{file}: {name} outside 0..{most}")
+        return table[..., 0].astype(np.uint8), table[..., 1].astype(np.uint8)
+
+    @cached_property
+    def _segmentations(self) -> Path:
+        if folder := self._place("segmentations"):
+            return folder
+        raise FgvczooError(
+            f"{self.folder}: no segmentations/ in it or beside it; get segmentations.tgz from {_SEGMENTATIONS_RECORD} "
+            "and unpack it there"
+        )
+
+    @cached_property
+    def _metadata(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Place: latitude, longitude in degrees. Date: month 1..12, hour 0..23. Zero, and not valid, where unknown."""
+        file = self._place("metadata.csv")
+        assert file is not None  # it is in `keys` only then
+        columns = ("latitude", "longitude", "date", "hour")
+        with file.open(encoding="utf-8", newline="") as handle:
+            lines = list(csv.DictReader(handle))
+        values = np.full((len(lines), 5), np.nan)
+        for row, line in zip(values, lines):
+            try:
+                latitude, longitude, date, hour = (line[name] for name in columns)
+                month = date.split("-")[1] if date else ""
+                row[:] = [
+                    float(cell) if cell else np.nan for cell in (line["image_id"], latitude, longitude, month, hour)
+                ]
+            except (KeyError, TypeError, ValueError, IndexError):
+                raise FgvczooError(f"{file}: {line} is not image_id, {', '.join(columns)}") from None
+        values = self._by_image(file, values).astype(np.float32)
+        tables = {"place": values[:, :2], "date": values[:, 2:]}
+        valid = {name: np.isfinite(table).all(axis=1) for name, table in tables.items()}
+        return {name: np.where(valid[name][:, None], table, 0) for name, table in tables.items()}, valid
+
+    def _mask(self, index: int) -> np.ndarray:
+        """(H, W) uint8: 1 bird, 0 background."""
+        path = (self._segmentations / self._files[index]).with_suffix(".png")
+        return (read_image(path)[..., 0] >= MASK_OBJECT).astype(np.uint8)
+
+    def _file(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.is_file():
+            raise FgvczooError(f"{path} is missing; unpack the archive again, or {_GET}")
+        return path
+
+    def _place(self, name: str) -> Path | None:
+        """A file or folder that lies in the set's folder or beside it."""
+        return next((path for path in (self.folder / name, self.folder.parent / name) if path.exists()), None)
+
+    def _rows_of(self, file: Path, numbers: np.ndarray) -> np.ndarray:
+        """Image ids -> rows."""
+        rows = np.minimum(np.searchsorted(self.image_ids, numbers), len(self) - 1)
+        unknown = np.flatnonzero(self.image_ids[rows] != numbers)
+        if len(unknown):
+            raise FgvczooError(f"{file}: image {numbers[unknown[0]]:g} is not in images.txt")
+        return rows
+
+    def _by_image(self, file: Path, table: np.ndarray) -> np.ndarray:
+        """Lines that begin with an image id -> one row for each image, without the id."""
+        rows = self._rows_of(file, table[:, 0])
+        counts = np.bincount(rows, minlength=len(self))
+        if (counts != 1).any():
+            row = int(np.flatnonzero(counts != 1)[0])
+            raise FgvczooError(
+                f"{file}: {counts[row]} lines for image {self.image_ids[row]}; expected one for each image"
+            )
+        joined = np.empty_like(table[:, 1:])
+        joined[rows] = table[:, 1:]
+        return joined
+
+    def _by_image_and_item(
+        self, file: Path, items: int, dtype: type[np.generic], columns: Sequence[int], what: str
+    ) -> np.ndarray:
+        """Lines that begin with an image id and an item number from 1 -> (N, items, rest)."""
+        table = _table(file, columns, np.float64 if dtype is np.float32 else dtype)
+        rows = self._rows_of(file, table[:, 0])
+        item = table[:, 1].astype(np.int64) - 1
+        wrong = np.flatnonzero((item < 0) | (item >= items))
+        if len(wrong):
+            raise FgvczooError(
+                f"{file}: {what} {item[wrong[0]] + 1} of image {table[wrong[0], 0]:g}; expected 1..{items}"
+            )
+        counts = np.bincount(rows * items + item, minlength=len(self) * items)
+        if (counts != 1).any():
+            row, place = divmod(int(np.flatnonzero(counts != 1)[0]), items)
+            count, number = counts[row * items + place], self.image_ids[row]
+            raise FgvczooError(f"{file}: {count} lines for {what} {place + 1} of image {number}; expected 1")
+        joined = np.empty((len(self), items, table.shape[1] - 2), dtype)
+        joined[rows, item] = table[:, 2:]
+        return joined
+
+
+class SynthBirds(CUB):
+    """A copy of SynthBirds. Its pictures are ours to show."""
+
+    name = "synthbirds"
+    licence_allows_pictures = True
+
+
+class CUBDataModule(FGVCDataModule):
+    """CUB-200-2011. Its pictures are never downloaded here: `root` says where they are.
+
+    root, cropped, protocol: see `CUB`. options: see `FGVCDataModule`. Keys: bbox, parts (K = 15), attributes (A = 312,
+    with attribute_certainty: 1 not visible, 2 guessing, 3 probably, 4 definitely), mask (1 = bird).
+    """
+
+    _reader: type[CUB] = CUB
+
+    def __init__(
+        self,
+        root: str | None = None,
+        cropped: bool = False,
+        protocol: Literal["standard", "metric-learning"] = "standard",
+        **options: Any,
+    ) -> None:
+        super().__init__(self._reader(root, cropped=cropped, protocol=protocol), **options)
+
+
+class SynthBirdsDataModule(CUBDataModule):
+    """SynthBirds, drawn on first use.
+
+    size: "tiny", "small" or "large".
+    root: where the copy lies or is drawn; by default a folder of the cache, see `fgvczoo.data.synthbirds.default_root`.
+    cropped, protocol: see `CUB`. options: see `FGVCDataModule`. Keys: those of `CUBDataModule`, and metadata: place
+    (latitude, longitude in degrees) and date (month 1..12, hour 0..23), with metadata_valid.
+    """
+
+    _reader = SynthBirds
+
+    def __init__(
+        self,
+        root: str | None = None,
+        size: str = "small",
+        cropped: bool = False,
+        protocol: Literal["standard", "metric-learning"] = "standard",
+        **options: Any,
+    ) -> None:
+        from fgvczoo.data.synthbirds import make
+
+        super().__init__(str(make(root, size)), cropped, protocol, **options)
+
+
+def _find(root: str | Path | None) -> Path:
+    """The folder that holds images.txt."""
+    if root is None:
+        raise FgvczooError(f"root is not given; {_GET}")
+    root = Path(root)
+    for folder in (root / FOLDER, root):
+        if (folder / "images.txt").is_file():
+            return folder
+    if not root.is_dir():
+        raise FgvczooError(f"{root}: no such folder; {_GET}")
+    for archive in (f"{FOLDER}.tgz", f"{FOLDER}.tar.gz"):
+        if (root / archive).is_file():
+            raise FgvczooError(f"{root / archive} is not unpacked; run: tar -xzf {archive} in {root}")
+    raise FgvczooError(f"{root}: neither {FOLDER}/images.txt nor images.txt is in it; {_GET}")
+
+
+def _pairs(file: Path) -> list[tuple[int, str]]:
+    """Lines `number text`; the text may hold spaces."""
+    pairs = []
+    for place, line in enumerate(_text(file).splitlines(), 1):
+        number, _, text = line.strip().partition(" ")
+        if not number.isdecimal() or not text:
+            raise FgvczooError(f"{file}: line {place} is {line[:80]!r}; expected a number and a name")
+        pairs.append((int(number), text.strip()))
+    return pairs
+
+
+def _names(file: Path) -> list[str]:
+    """Names of the numbers 1, 2, ...; each must be there once."""
+    pairs = _pairs(file)
+    names = dict(pairs)
+    if sorted(names) != list(range(1, len(pairs) + 1)):
+        raise FgvczooError(f"{file}: its ids are not 1..{len(pairs)}, each once")
+    return [names[number] for number in sorted(names)]
+
+
+def _table(file: Path, columns: Sequence[int], dtype: type[np.generic]) -> np.ndarray:
+    """Numbers in those columns, (lines, columns)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input contained no data")
+        try:
+            table = np.loadtxt(file, dtype, comments=None, usecols=tuple(columns), ndmin=2, encoding="utf-8")
+        except (ValueError, OSError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise FgvczooError(f"{file}: {reason}; expected {len(columns)} numbers a line") from None
+    return table.reshape(-1, len(columns))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FgvczooError(f"{file}: cannot be read ({error})") from None

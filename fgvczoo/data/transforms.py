@@ -1,0 +1,403 @@
+"""From a decoded picture and its annotations to what a network reads, with augmentation protocols by name.
+
+albumentations stays behind this file. It is imported when a protocol is first used.
+
+All coordinates are continuous: pixel i covers [i, i + 1), boxes end exclusively.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from fgvczoo.errors import FgvczooError, did_you_mean
+from fgvczoo.preprocess import Preprocess
+
+IGNORE = 255  # mask value of pixels that the original picture does not have
+_MEAN_COLOUR = (124, 116, 104)  # ImageNet's
+
+AUGMENTATIONS: dict[str, Callable[[], list[Any]]] = {}
+"""Protocol name -> a function that builds its albumentations transforms. They run at the original size."""
+
+
+def augmentation(name: str) -> Callable[[Callable[[], list[Any]]], Callable[[], list[Any]]]:
+    """Decorator that enters a protocol in `AUGMENTATIONS`."""
+
+    def enter(build: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
+        AUGMENTATIONS[name] = build
+        return build
+
+    return enter
+
+
+class Transform:
+    """Augments (where a seed is given), resizes and normalises one picture, and moves its annotations along.
+
+    preprocess: size and normalisation.
+    augmentation: a name in `AUGMENTATIONS`.
+    flip_pairs: pairs of part numbers, from 0, that a mirrored picture exchanges (left and right eye, ...).
+    """
+
+    def __init__(
+        self, preprocess: Preprocess, augmentation: str = "none", flip_pairs: Sequence[tuple[int, int]] = ()
+    ) -> None:
+        if augmentation not in AUGMENTATIONS:
+            raise FgvczooError(
+                f"augmentation={augmentation!r}; expected one of {', '.join(AUGMENTATIONS)}"
+                + did_you_mean(augmentation, AUGMENTATIONS)
+            )
+        self.preprocess = preprocess
+        self.augmentation = augmentation
+        self.flip_pairs = tuple(flip_pairs)
+        self._compose: Any = None
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        *,
+        mask: np.ndarray | None = None,
+        boxes: np.ndarray | None = None,
+        parts: np.ndarray | None = None,
+        seed: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
+        """Returns `image` and those of `mask`, `boxes`, `parts` that were given.
+
+        image: RGB uint8 (H, W, 3) -> float32 (3, h, w).
+        mask: uint8 (H, W) of class indices -> int64 (h, w); pixels that the picture does not have become 255.
+        boxes: (n, 4) x0, y0, x1, y1 -> float32 (n, 4), the smallest box around the moved corners, cut at the border: a
+            box that has left the picture has no area.
+        parts: (K, 3) x, y, visible -> float32 (K, 3); a part that left the picture is 0, 0, 0 like any invisible one.
+        seed: whole numbers, all that the augmentation depends on; None leaves the picture as it is.
+        """
+        if seed is not None and AUGMENTATIONS[self.augmentation] is not none:
+            image, mask, boxes, parts = self._augment(image, mask, boxes, parts, seed)
+        height, width = image.shape[:2]
+        sample = {"image": self.preprocess(image)}
+        if mask is not None:
+            sample["mask"] = torch.from_numpy(self.preprocess.resize_mask(mask).astype(np.int64))
+        full_h, full_w = self.preprocess.size
+        if boxes is not None:
+            moved = self.preprocess.boxes_forward(boxes, height, width)
+            sample["boxes"] = torch.from_numpy(np.clip(moved, 0, (full_w, full_h, full_w, full_h)).astype(np.float32))
+        if parts is not None:
+            x, y = self.preprocess.boxes_forward(parts[:, [0, 1, 0, 1]], height, width)[:, :2].T.astype(np.float32)
+            inside = (parts[:, 2] > 0) & (x >= 0) & (x < full_w) & (y >= 0) & (y < full_h)
+            sample["parts"] = torch.from_numpy(np.stack([x, y, np.ones_like(x)], axis=1) * inside[:, None])
+        return sample
+
+    def build(self) -> None:
+        """Builds the augmentation now: before workers are forked, so that they share the import."""
+        if self._compose is None:
+            transforms = _strictly(AUGMENTATIONS[self.augmentation])
+            albumentations = _albumentations()
+            self._compose = albumentations.Compose(
+                transforms,
+                keypoint_params=albumentations.KeypointParams(format="xy", remove_invisible=False),
+                save_applied_params=True,
+            )
+
+    def _augment(
+        self,
+        image: np.ndarray,
+        mask: np.ndarray | None,
+        boxes: np.ndarray | None,
+        parts: np.ndarray | None,
+        seed: Sequence[int],
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        self.build()
+        # One stream for the whole chain. `set_random_seed` would give every step its own copy of the same stream, and a
+        # flip would go with, say, every brightening.
+        streams = np.random.SeedSequence(tuple(seed)).spawn(2)
+        self._compose.set_random_state(
+            np.random.default_rng(streams[0]), random.Random(int(streams[1].generate_state(1, np.uint64)[0]))
+        )
+        # Boxes travel as points on their outline: albumentations would drop those that leave the picture.
+        points = np.concatenate(
+            [
+                np.empty((0, 2)) if boxes is None else _outline(boxes),
+                np.empty((0, 2)) if parts is None else parts[:, :2],
+            ]
+        )
+        data: dict[str, Any] = {"image": image, "keypoints": points - 0.5}  # albumentations counts pixel centres
+        if mask is not None:
+            data["mask"] = mask
+        data = self._compose(**data)
+        points = np.asarray(data["keypoints"], np.float64).reshape(-1, 2) + 0.5
+        flipped = sum(name == "HorizontalFlip" for name, _ in data["applied_transforms"]) % 2 == 1
+        if boxes is not None:
+            outlines, points = np.split(points, [8 * len(boxes)])
+            outlines = outlines.reshape(-1, 8, 2)
+            boxes = np.concatenate([outlines.min(axis=1), outlines.max(axis=1)], axis=1)
+            height, width = data["image"].shape[:2]
+            boxes = np.clip(boxes, 0, (width, height, width, height))
+        if parts is not None:
+            inside = _inside(points, data["image"].shape)
+            parts = np.concatenate([points, (parts[:, 2:] > 0) & inside[:, None]], axis=1)
+            if flipped:
+                order = np.arange(len(parts))
+                for left, right in self.flip_pairs:
+                    order[[left, right]] = right, left
+                parts = parts[order]
+        return data["image"], data.get("mask"), boxes, parts
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_compose": None}  # a spawned worker builds its own
+
+
+def crop_sample(
+    box: tuple[int, int, int, int],
+    image: np.ndarray,
+    mask: np.ndarray | None = None,
+    boxes: np.ndarray | None = None,
+    parts: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """Cuts `box` (x0, y0, x1, y1, whole pixels) out of a picture; boxes are cut, parts outside become invisible."""
+    height, width = image.shape[:2]
+    x0, y0 = max(box[0], 0), max(box[1], 0)
+    x1, y1 = max(min(box[2], width), x0), max(min(box[3], height), y0)
+    image = image[y0:y1, x0:x1]
+    if mask is not None:
+        mask = mask[y0:y1, x0:x1]
+    if boxes is not None:
+        boxes = np.clip(boxes - np.array([x0, y0, x0, y0]), 0, (x1 - x0, y1 - y0, x1 - x0, y1 - y0))
+    if parts is not None:
+        points = parts[:, :2] - np.array([x0, y0])
+        parts = np.concatenate([points, (parts[:, 2:] > 0) & _inside(points, image.shape)[:, None]], axis=1)
+    return image, mask, boxes, parts
+
+
+def _inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    x, y = points.T
+    return (x >= 0) & (x < shape[1]) & (y >= 0) & (y < shape[0])
+
+
+def _outline(boxes: np.ndarray) -> np.ndarray:
+    """(n, 4) boxes -> (8 n, 2): corners and middles of the sides."""
+    x0, y0, x1, y1 = np.asarray(boxes, np.float64).reshape(-1, 4).T
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    outline = [(x0, y0), (x, y0), (x1, y0), (x1, y), (x1, y1), (x, y1), (x0, y1), (x0, y)]
+    return np.array(outline).transpose(2, 0, 1).reshape(-1, 2)
+
+
+@cache
+def _albumentations() -> Any:
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask a server for its newest version
+    import albumentations
+
+    return albumentations
+
+
+def _strictly(build: Callable[[], list[Any]]) -> list[Any]:
+    """Builds a protocol; an argument that albumentations does not know is an error, not a warning it goes on after."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=r".*Argument\(s\)")
+        return build()
+
+
+@augmentation("none")
+def none() -> list[Any]:
+    """The picture as it is."""
+    return []
+
+
+@augmentation("flip")
+def flip() -> list[Any]:
+    """Mirrored with probability 1/2."""
+    return [_albumentations().HorizontalFlip(p=0.5)]
+
+
+@augmentation("protopnet")
+def protopnet() -> list[Any]:
+    """ProtoPNet's offline augmentation, drawn anew for every sample: one of three families, then a flip.
+
+    Rotation up to 15 degrees, skew 0.2, shear up to 10 degrees, all zoomed so that no pixel is empty; bicubic. The
+    published set holds 30 drawn pictures for each original, and not the original: one of its epochs is 30 of these.
+    """
+    albumentations = _albumentations()
+    families = [_warp(draw) for draw in (_draw_rotation, _draw_skew, _draw_shear)]
+    return [albumentations.OneOf(families, p=1), albumentations.HorizontalFlip(p=0.5)]
+
+
+@augmentation("st-protopnet-cropped")
+def st_protopnet_cropped() -> list[Any]:
+    """As "protopnet" with a fourth family: an elastic 10 x 10 grid whose inner nodes move by up to 5 pixels."""
+    albumentations = _albumentations()
+    families = [*(_warp(draw) for draw in (_draw_rotation, _draw_skew, _draw_shear)), _elastic(grid=10, magnitude=5)]
+    return [albumentations.OneOf(families, p=1), albumentations.HorizontalFlip(p=0.5)]
+
+
+@augmentation("st-protopnet-full")
+def st_protopnet_full() -> list[Any]:
+    """Rotation up to 25 and horizontal shear up to 15 degrees, nearest neighbour on black, then a flip."""
+    albumentations = _albumentations()
+    affine = albumentations.Affine(
+        rotate=(-25, 25),
+        shear={"x": (-15, 15), "y": (0, 0)},
+        interpolation=cv2.INTER_NEAREST,
+        fill=0,
+        fill_mask=IGNORE,
+        p=1,
+    )
+    return [affine, albumentations.HorizontalFlip(p=0.5)]
+
+
+@augmentation("small-birds")
+def small_birds() -> list[Any]:
+    """For small drawn pictures: flip, shift up to 8 %, mild brightness and contrast, one erased rectangle."""
+    albumentations = _albumentations()
+    return [
+        albumentations.HorizontalFlip(p=0.5),
+        albumentations.Affine(
+            translate_percent={"x": (-0.08, 0.08), "y": (-0.08, 0.08)},
+            border_mode=cv2.BORDER_CONSTANT,
+            fill=_MEAN_COLOUR,
+            fill_mask=IGNORE,
+            p=1,
+        ),
+        albumentations.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.8),
+        albumentations.CoarseDropout(
+            num_holes_range=(1, 1),
+            hole_height_range=(0.1, 0.25),
+            hole_width_range=(0.1, 0.25),
+            fill=_MEAN_COLOUR,
+            p=0.5,
+        ),
+    ]
+
+
+def _draw_rotation(rng: random.Random, height: int, width: int) -> np.ndarray:
+    """Rotation by up to 15 whole degrees; the largest upright rectangle without empty corners fills the picture."""
+    degrees = rng.choice((rng.randint(-15, 0), rng.randint(0, 15)))
+    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    inner_w, inner_h = _largest_upright(width, height, abs(sine), cosine)
+    rotate = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+    return (
+        _shift(width / 2, height / 2)
+        @ np.diag([width / inner_w, height / inner_h, 1])
+        @ rotate
+        @ _shift(-width / 2, -height / 2)
+    )
+
+
+def _largest_upright(width: float, height: float, sine: float, cosine: float) -> tuple[float, float]:
+    """Width and height of the largest upright rectangle inside a turned one; for angles of at most 45 degrees."""
+    long, short = max(width, height), min(width, height)
+    if short <= 2 * sine * cosine * long:  # two corners lie on the long sides, the others anywhere between
+        half = short / 2
+        return (half / sine, half / cosine) if width >= height else (half / cosine, half / sine)
+    double = cosine * cosine - sine * sine
+    return (width * cosine - height * sine) / double, (height * cosine - width * sine) / double
+
+
+def _draw_skew(rng: random.Random, height: int, width: int) -> np.ndarray:
+    """A perspective tilt: one side, or one corner, moves out of the picture by up to a fifth of the longer side."""
+    amount = rng.randint(1, math.ceil(0.2 * max(width, height)))
+    kind = rng.choice(("tilt", "left or right", "top or bottom", "corner"))
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    outward = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32)
+    moved = np.zeros((4, 2), np.float32)
+    if kind == "corner":
+        corner, axis = rng.randrange(4), rng.randrange(2)
+        moved[corner, axis] = amount
+    else:  # the two ends of a side move apart along that side
+        sides = {"left": ([0, 3], 1), "right": ([1, 2], 1), "top": ([0, 1], 0), "bottom": ([2, 3], 0)}
+        names = list(sides) if kind == "tilt" else kind.split(" or ")
+        ends, axis = sides[rng.choice(names)]
+        moved[ends, axis] = amount
+    return cv2.getPerspectiveTransform(corners, corners + outward * moved)
+
+
+def _draw_shear(rng: random.Random, height: int, width: int) -> np.ndarray:
+    """Shear by up to 10 whole degrees along x or y; the margin without pixels is cut and the rest fills the picture."""
+    slope = math.tan(math.radians(rng.randint(-10, 10)))
+    along, across = (width, height) if (horizontal := rng.random() < 0.5) else (height, width)
+    slope = max(
+        min(slope, along / (2 * across)), -along / (2 * across)
+    )  # a very narrow picture keeps half of its width
+    lost = slope * across
+    stretch = along / (along - abs(lost))
+    # along' = (along + slope * across - margin) * stretch
+    row = np.array([stretch, slope * stretch, -max(lost, 0) * stretch])
+    if horizontal:
+        return np.array([row, [0, 1, 0], [0, 0, 1]])
+    return np.array([[1, 0, 0], row[[1, 0, 2]], [0, 0, 1]])
+
+
+def _shift(x: float, y: float) -> np.ndarray:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
+
+
+def _warp(draw: Callable[[random.Random, int, int], np.ndarray]) -> Any:
+    """An albumentations transform that moves the picture by a drawn 3 x 3 matrix, at its own size, bicubic.
+
+    draw: (random numbers, height, width) -> matrix from old to new continuous coordinates.
+    """
+
+    class Warp(_albumentations().Perspective):
+        def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+            height, width = params["shape"][:2]
+            matrix = _shift(-0.5, -0.5) @ draw(self.py_random, height, width) @ _shift(0.5, 0.5)
+            return {"matrix": matrix, "max_height": height, "max_width": width}
+
+    # Where rounding asks for a pixel beyond the border, repeat the border.
+    return Warp(interpolation=cv2.INTER_CUBIC, border_mode=cv2.BORDER_REPLICATE, p=1)
+
+
+def _elastic(grid: int, magnitude: int) -> Any:
+    """An albumentations transform that moves the inner nodes of a grid by up to `magnitude` whole pixels in x and y.
+
+    albumentations' `GridElasticDeform` warps the whole picture once for each cell: 240 ms against 5.
+    """
+    albumentations = _albumentations()
+
+    class Elastic(albumentations.DualTransform):  # type: ignore[misc, name-defined]
+        _targets = (albumentations.core.type_definitions.Targets.IMAGE,)
+
+        @property
+        def targets(self) -> dict[str, Any]:
+            return {"image": self.apply, "mask": self.apply_to_mask, "keypoints": self.apply_to_keypoints}
+
+        def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+            moves = np.zeros((grid + 1, grid + 1, 2))
+            moves[1:-1, 1:-1] = self.random_generator.integers(
+                -magnitude, magnitude, (grid - 1, grid - 1, 2), endpoint=True
+            )
+            return {"moves": moves}
+
+        def apply(self, img: np.ndarray, moves: np.ndarray, flags: int = cv2.INTER_CUBIC, **_: Any) -> np.ndarray:
+            height, width = img.shape[:2]
+            rows, columns = _hat(np.arange(height) + 0.5, height, grid), _hat(np.arange(width) + 0.5, width, grid)
+            x, y = (rows @ moves[..., axis] @ columns.T for axis in (0, 1))
+            x, y = x + np.arange(width), y + np.arange(height)[:, None]
+            return cv2.remap(img, x.astype(np.float32), y.astype(np.float32), flags, borderMode=cv2.BORDER_REPLICATE)
+
+        def apply_to_mask(self, mask: np.ndarray, moves: np.ndarray, **_: Any) -> np.ndarray:
+            return self.apply(mask, moves, cv2.INTER_NEAREST)
+
+        def apply_to_keypoints(self, keypoints: np.ndarray, moves: np.ndarray, **params: Any) -> np.ndarray:
+            # The picture is read at target + move(target): the target of a source is found by iteration.
+            height, width = params["shape"][:2]
+            source = keypoints[:, :2] + 0.5
+            target = source
+            for _ in range(30):
+                rows, columns = _hat(target[:, 1], height, grid), _hat(target[:, 0], width, grid)
+                target = source - np.einsum("nr,rca,nc->na", rows, moves, columns)
+            return np.concatenate([target - 0.5, keypoints[:, 2:]], axis=1)
+
+    return Elastic(p=1)
+
+
+def _hat(positions: np.ndarray, length: int, grid: int) -> np.ndarray:
+    """(n,) positions in 0..length -> (n, grid + 1) weights of linear interpolation between the nodes of a grid."""
+    places = np.clip(positions * grid / length, 0, grid)
+    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(grid + 1)))

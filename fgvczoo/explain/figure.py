@@ -1,0 +1,44 @@
+"""A prototype explanation as a matplotlib figure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fgvczoo.explain.overlay import enlarge, overlay
+from fgvczoo.preprocess import read_image
+
+if TYPE_CHECKING:
+    from fgvczoo.explain.prototypes import PrototypeExplanation
+
+SIDE = 360
+
+
+def draw(explanation: PrototypeExplanation) -> Figure:
+    """Top row: the image and where each shown prototype is found on it; bottom row: the prototypes themselves."""
+    shown = explanation.evidence[: explanation.shown]
+    figure = Figure(figsize=(2.4 * (len(shown) + 1), 5.4), layout="constrained")
+    axes = figure.subplots(2, len(shown) + 1, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    _picture(axes[0, 0], enlarge(explanation.image, SIDE))
+    axes[0, 0].set_title(f"{explanation.class_name}\nlogit {explanation.logit:.2f}", fontsize=9)
+    for column, entry in enumerate(shown, start=1):
+        assert entry.map is not None
+        _picture(axes[0, column], overlay(explanation.image, entry.map, SIDE))
+        axes[0, column].set_title(
+            f"{entry.similarity:.2f} × {entry.weight:.2f} = {entry.contribution:+.2f}", fontsize=9
+        )
+        if entry.picture is not None:
+            _picture(axes[1, column], read_image(entry.picture))
+        axes[1, column].set_title(f"{entry.kind} {entry.prototype}\n{entry.prototype_class}", fontsize=8)
+    rest = explanation.evidence[explanation.shown :]
+    text = f"{len(rest)} more prototypes\ncontribute {sum(e.contribution for e in rest):+.2f}"
+    axes[1, 0].text(0.5, 0.5, text, ha="center", va="center", fontsize=9)
+    return figure
+
+
+def _picture(axis: object, image: np.ndarray) -> None:
+    axis.imshow(image)  # type: ignore[attr-defined]

@@ -1,0 +1,165 @@
+"""Prototype explanations as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fgvczoo.errors import FgvczooError
+from fgvczoo.explain.overlay import encode_jpeg, enlarge, overlay
+from fgvczoo.files import atomic_path, write_text
+
+if TYPE_CHECKING:
+    from fgvczoo.explain.prototypes import Evidence, PrototypeExplanation
+
+SIDE = 360
+_IMAGE_ENDINGS = (".png", ".pdf", ".svg")
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--line:#d9dee3;--card:#fff;--page:#f5f6f7;--up:#1a7f5a;--down:#b4442f}
+@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#a3adb7;--line:#363d45;--card:#1d2228;--page:#14181c;--up:#4cc295;--down:#ef8a73}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+main{max-width:64rem;margin:0 auto;padding:1rem}
+h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0;overflow-wrap:anywhere}
+h2{font-size:1.1rem;margin:1.6rem 0 .6rem}
+p{margin:.4rem 0;max-width:46rem}
+.soft{color:var(--soft);font-size:.9rem}
+.head{display:flex;gap:1.2rem;flex-wrap:wrap;align-items:flex-start}
+.head img{width:min(100%,20rem);border-radius:.4rem}
+.head div{flex:1 1 18rem;min-width:0}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));gap:.9rem;padding:0;margin:0;list-style:none}
+.card{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.8rem;min-width:0}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:.5rem;align-items:start}
+figure{margin:0;min-width:0}
+figure img{width:100%;height:auto;display:block;border-radius:.3rem}
+figcaption{font-size:.78rem;color:var(--soft);margin-top:.2rem}
+.none{border:1px dashed var(--line);border-radius:.3rem;padding:.6rem;font-size:.78rem;color:var(--soft);overflow-wrap:anywhere}
+.what{font-weight:600;overflow-wrap:anywhere;margin:.5rem 0 0}
+.sum{font-variant-numeric:tabular-nums;margin:.1rem 0 0}
+.up{color:var(--up);font-weight:600}.down{color:var(--down);font-weight:600}
+table{border-collapse:collapse;width:100%;max-width:46rem;font-variant-numeric:tabular-nums}
+td,th{padding:.3rem .5rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:middle}
+td:first-child,th:first-child{text-align:left;overflow-wrap:anywhere}
+td.bar{width:32%;padding-left:0}
+.bar span{display:block;height:.7rem;border-radius:.2rem;background:var(--up)}
+.bar span.neg{background:var(--down)}
+tr.total td{font-weight:700;border-bottom:0}
+section+section{border-top:2px solid var(--line);margin-top:2rem;padding-top:1rem}
+"""
+
+
+def write(
+    explanations: Sequence[PrototypeExplanation], path: str | Path, names: Sequence[str] | None = None
+) -> Path:
+    """Writes explanations by the file's ending: .html (all of them), .json (all), .png, .pdf, .svg (one).
+
+    names: what the images are called. Raises `FgvczooError` for another ending, or several explanations in one figure.
+    """
+    path = Path(path)
+    titles = list(names) if names is not None else [""] * len(explanations)
+    if path.suffix in (".html", ".htm"):
+        write_text(path, render(explanations, titles))
+    elif path.suffix == ".json":
+        values = [{"image": name, **e.to_dict()} for name, e in zip(titles, explanations)]
+        write_text(path, json.dumps(values if len(values) != 1 else values[0], indent=1) + "\n")
+    elif path.suffix in _IMAGE_ENDINGS:
+        if len(explanations) != 1:
+            raise FgvczooError(f"{path}: a figure holds one explanation, got {len(explanations)}; write a .html page")
+        with atomic_path(path) as temporary:
+            explanations[0].figure().savefig(temporary, dpi=150)
+    else:
+        raise FgvczooError(f"{path}: expected a name ending in .html, .json, {', '.join(_IMAGE_ENDINGS)}")
+    return path
+
+
+def render(explanations: Sequence[PrototypeExplanation], names: Sequence[str]) -> str:
+    """The page. Everything that comes from files or class names is escaped."""
+    sections = "\n".join(_section(e, name) for e, name in zip(explanations, names))
+    title = f"Why {html.escape(explanations[0].class_name)}?" if len(explanations) == 1 else "Explanations"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head><body><main>\n{sections}\n</main></body></html>\n"
+    )
+
+
+def _section(e: PrototypeExplanation, name: str) -> str:
+    shown, rest = e.evidence[: e.shown], e.evidence[e.shown :]
+    asked = "" if e.class_name == e.predicted else f" (the model predicts {html.escape(e.predicted)})"
+    patches = (
+        "Each prototype is a patch of a training image; the frame shows it."
+        if e.prototypes_are_patches
+        else "The prototypes were trained on since they were last set to training patches: the pictures are where they came from."
+        if e.dataset
+        else "The prototypes of this model have not been set to training patches yet."
+    )
+    cards = "\n".join(_card(e, entry) for entry in shown)
+    file = f'<p class="soft">{html.escape(name)}</p>' if name else ""
+    return f"""<section>
+<div class="head">{_image(enlarge(e.image, SIDE), "the image")}
+<div><h1>Why {html.escape(e.class_name)}?</h1>{file}
+<p>Probability {e.probability:.1%}{asked}.</p>
+<p>The score of this class (its logit, {e.logit:.2f}) is a sum over {len(e.evidence)} prototypes. Each one is looked for on
+the whole image; what it adds is its similarity to the best place it finds, times its weight for this class.</p>
+<p class="soft">{patches} A warm region is where the similarity is high; the map is coarser than the picture.</p></div></div>
+<h2>The {len(shown)} prototypes that add most</h2>
+<ul class="cards">
+{cards}
+</ul>
+<h2>The whole sum</h2>
+{_table(shown, rest, e.logit)}
+</section>"""
+
+
+def _card(e: PrototypeExplanation, entry: Evidence) -> str:
+    assert entry.map is not None
+    found = _image(overlay(e.image, entry.map, SIDE), "where it is found on the image")
+    if entry.picture is not None:
+        prototype = f'<img src="{_data_uri(entry.picture)}" alt="the prototype">'
+    elif entry.source is not None:
+        box = ", ".join(f"{v:.0f}" for v in entry.source.box)
+        where = html.escape(f"{e.dataset}: image {entry.source.image}, box {box}")
+        prototype = f'<div class="none">{where}. Its picture may not be passed on: give the data set\'s root to see it.</div>'
+    else:
+        prototype = '<div class="none">not a training patch</div>'
+    return f"""<li class="card"><div class="pair">
+<figure>{found}<figcaption>this place …</figcaption></figure>
+<figure>{prototype}<figcaption>… looks like that one</figcaption></figure></div>
+<p class="what">{html.escape(entry.prototype_class)}</p>
+<p class="sum">{entry.similarity:.2f} × {entry.weight:.2f} = <span class="{_sign(entry.contribution)}">{entry.contribution:+.2f}</span>
+<span class="soft">{html.escape(entry.kind)} prototype {entry.prototype}</span></p></li>"""
+
+
+def _table(shown: Sequence[Evidence], rest: Sequence[Evidence], logit: float) -> str:
+    positive = [r.contribution for r in rest if r.contribution >= 0]
+    negative = [r.contribution for r in rest if r.contribution < 0]
+    rows = [(f"{entry.kind} {entry.prototype}, {entry.prototype_class}", entry.contribution) for entry in shown]
+    if positive:
+        rows.append((f"{len(positive)} others that speak for it", sum(positive)))
+    if negative:
+        rows.append((f"{len(negative)} others that speak against it", sum(negative)))
+    largest = max((abs(value) for _, value in rows), default=0.0) or 1.0
+    lines = [
+        f'<tr><td>{html.escape(name)}</td><td class="{_sign(value)}">{value:+.3f}</td><td class="bar">'
+        f'<span class="{"neg" if value < 0 else "pos"}" style="width:{abs(value) / largest:.1%}"></span></td></tr>'
+        for name, value in rows
+    ]
+    total = f'<tr class="total"><td>logit</td><td>{logit:+.3f}</td><td></td></tr>'
+    return f"<table>{''.join(lines)}{total}</table>"
+
+
+def _sign(value: float) -> str:
+    return "up" if value >= 0 else "down"
+
+
+def _image(image: object, alt: str) -> str:
+    return f'<img src="{_data_uri(encode_jpeg(image))}" alt="{alt}">'  # type: ignore[arg-type]
+
+
+def _data_uri(content: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()

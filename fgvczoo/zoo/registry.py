@@ -1,0 +1,45 @@
+"""Names of papers and data sets, and the classes behind them. Importing this imports none of them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from fgvczoo.errors import FgvczooError, did_you_mean
+
+MODELS: dict[str, str] = {
+    "linear": "fgvczoo.models.linear.LinearClassifier",
+    "st-protopnet": "fgvczoo.models.st_protopnet.STProtoPNet",
+}
+
+DATASETS: dict[str, str] = {
+    "cub": "fgvczoo.data.cub.CUBDataModule",
+    "synthbirds": "fgvczoo.data.cub.SynthBirdsDataModule",
+}
+
+
+def list_models() -> list[str]:
+    """Names of the papers, sorted."""
+    return sorted(MODELS)
+
+
+def list_datasets() -> list[str]:
+    """Names of the data sets, sorted."""
+    return sorted(DATASETS)
+
+
+def model_class(name: str) -> Any:
+    """The LightningModule class of a paper. Raises `FgvczooError` with the nearest names for an unknown one."""
+    return _resolve(name, MODELS, "model")
+
+
+def dataset_class(name: str) -> Any:
+    """The LightningDataModule class of a data set. Raises `FgvczooError` with the nearest names for an unknown one."""
+    return _resolve(name, DATASETS, "data set")
+
+
+def _resolve(name: str, table: dict[str, str], what: str) -> Any:
+    if name not in table:
+        raise FgvczooError(f"no {what} {name!r}; known are {', '.join(sorted(table))}{did_you_mean(name, table)}")
+    module, _, cls = table[name].rpartition(".")
+    return getattr(import_module(module), cls)

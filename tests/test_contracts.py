@@ -1,0 +1,133 @@
+"""What holds for every recipe and every paper, without new test code for a new one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import RECIPES
+
+import fgvczoo
+from fgvczoo.tasks.base import StagedModule
+from fgvczoo.zoo.build import build_model
+from fgvczoo.zoo.load import load
+from fgvczoo.zoo.recipe import list_recipes, read_recipe
+from fgvczoo.zoo.registry import DATASETS, MODELS
+
+PAPERS = sorted(MODELS)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_recipe_is_whole(name: str) -> None:
+    recipe = read_recipe(name)
+    card = recipe.card
+    assert card.paper in MODELS and card.dataset in DATASETS
+    assert recipe.config["model"]["class_path"].startswith(MODELS[card.paper].rpartition(".")[0])
+    assert recipe.config["data"]["class_path"] == DATASETS[card.dataset]
+    assert card.baseline is None or card.baseline in list_recipes()
+    assert all(licence for licence in (card.licences.code, card.licences.weights, card.licences.data))
+    with torch.device("meta"):
+        model = build_model(recipe)
+    assert isinstance(model, StagedModule) and model.paper == card.paper
+    assert model.num_classes == card.num_classes
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_published_weights_load_offline(name: str) -> None:
+    recipe = read_recipe(name)
+    if recipe.card.weights is None:
+        with pytest.raises(fgvczoo.FgvczooError, match="no weights are published"):
+            load(name)
+    else:
+        model = load(name)
+        assert not model.training and model.num_classes == recipe.card.num_classes
+
+
+@pytest.fixture(scope="module", params=PAPERS)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, birds: Path) -> Path:
+    """The run folder of a paper's tiny recipe."""
+    from fgvczoo.cli import main
+
+    run = tmp_path_factory.mktemp("runs") / request.param
+    recipe = RECIPES / f"{request.param}-tiny.yaml"
+    assert main(["fit", "--config", str(recipe), "--run", str(run), "--data.root", str(birds)]) == 0
+    return run
+
+
+def test_fit_leaves_a_whole_run(trained: Path) -> None:
+    assert {"config.yaml", "metrics.csv", "checkpoints", "weights"} <= {path.name for path in trained.iterdir()}
+    config = json.loads((trained / "weights" / "config.json").read_text())
+    assert config["provenance"]["finished"] and config["provenance"]["dataset"]
+    assert str(trained) not in json.dumps(config)  # no path of the machine travels with weights
+    assert "train/" in (trained / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_parameter_groups_partition_the_parameters(trained: Path) -> None:
+    model = load(trained)
+    grouped = [id(p) for module in model.groups().values() for p in module.parameters()]
+    assert sorted(grouped) == sorted({id(p) for p in model.parameters()})
+
+
+def test_test_reports_accuracy(trained: Path, birds: Path, fgvczoo_in) -> None:
+    recipe = RECIPES / f"{trained.name}-tiny.yaml"
+    arguments = ("test", "--config", recipe, "--run", trained, "--data.root", birds)
+    status, out, _ = fgvczoo_in(*arguments, "--ckpt_path", "last")
+    assert status == 0 and "test/top1" in out
+    again = fgvczoo_in(*arguments, "--weights", trained)
+    assert again[0] == 0 and _top1(again[1]) == _top1(out)
+
+
+def _top1(out: str) -> str:
+    return next(line for line in out.splitlines() if "test/top1 " in line or "test/top1│" in line.replace(" ", ""))
+
+
+def test_predict_and_save_and_load(trained: Path, birds: Path, tmp_path: Path) -> None:
+    model = load(trained)
+    image = next((birds / "CUB_200_2011" / "images").rglob("*.jpg"))
+    prediction = model.predict(image)
+    assert prediction.label in model.class_names and prediction.source == str(image)
+    assert abs(sum(prediction.scores) - 1) < 1e-5  # top 5 of 4 classes
+    assert json.loads(json.dumps(prediction.to_dict())) == prediction.to_dict()
+    folder = fgvczoo.save_weights(model, tmp_path / "w", provenance={}, licences={})
+    again = load(folder)
+    assert again.predict(image) == prediction
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    assert again.state_values() == model.state_values()
+
+
+def test_predict_takes_lists_arrays_and_tensors(trained: Path) -> None:
+    model = load(trained)
+    tensor = torch.rand(3, 40, 60)
+    array = (tensor.permute(1, 2, 0) * 255).round().byte().numpy()
+    one, two = model.predict([tensor, array])
+    assert one.scores == two.scores and model.predict([]) == []
+    assert model.predict(array[:, :, :1].repeat(3, axis=2)).scores == model.predict(array[:, :, 0]).scores
+
+
+def test_explains_itself(trained: Path, birds: Path, tmp_path: Path, fgvczoo_in) -> None:
+    image = next((birds / "CUB_200_2011" / "images").rglob("*.jpg"))
+    if trained.name == "linear":
+        status, _, err = fgvczoo_in("explain", trained, image)
+        assert status == 2 and "no explanation" in err
+        return
+    status, out, _ = fgvczoo_in("explain", trained, image, "-o", "why.html")
+    assert status == 0 and "why.html" in out
+    assert "<html" in Path("why.html").read_text()
+
+
+def test_a_batch_of_one_and_a_constant_image(trained: Path) -> None:
+    model = load(trained)
+    prediction = model.predict(torch.zeros(3, 8, 8))
+    assert all(0 <= score <= 1 for score in prediction.scores)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_two_runs_are_equal_to_the_bit(paper: str, birds: Path, fgvczoo_in) -> None:
+    states = []
+    for run in ("one", "two"):
+        recipe = RECIPES / f"{paper}-tiny.yaml"
+        assert fgvczoo_in("fit", "--config", recipe, "--run", run, "--data.root", birds)[0] == 0
+        states.append(load(Path("runs") / run).state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values()))
