@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = os.environ.get("FGVCZOO_DEBUG") == "1"
     try:
         if args and args[0] in TRAINING:
-            return _train(args)
+            return _train(args, from_shell=argv is None)
         from fgvczoo.cli.commands import run
 
         return run(args)
@@ -39,20 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
 
 
-def _train(args: list[str]) -> int:
+def _train(args: list[str], from_shell: bool) -> int:
+    # Lightning starts further processes with the shell's own arguments and warns when it is given others beside them.
+    given = None if from_shell else args
     if not {"-h", "--help"}.isdisjoint(args):
-        from fgvczoo.cli.train import run_trainer
+        from fgvczoo.cli.train import ZooCLI
 
         try:
-            run_trainer(args)
+            ZooCLI(given)
         except SystemExit as end:
             return int(end.code or 0)
     from fgvczoo.cli.run import RunInterrupted
-    from fgvczoo.cli.train import run_trainer
+    from fgvczoo.cli.train import ZooCLI
 
     _quiet()  # after the imports, which set the levels
     try:
-        run_trainer(args)
+        ZooCLI(given)
     except RunInterrupted as stop:
         print(f"fgvczoo: {stop}", file=sys.stderr)
         return INTERRUPTED

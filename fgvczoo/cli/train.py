@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from fgvczoo.cli.run import RunCheckpoint, RunFolder
 from fgvczoo.data.base import FGVCDataModule
@@ -104,7 +104,7 @@ class ZooCLI(LightningCLI):
         self.recipe = recipe_name(config)
         self.run = RunFolder.of(config.get("run"), config.config)
         self.resume = self.run.checkpoint(config.get("ckpt_path")) if config.get("ckpt_path") else None
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and rank_zero_only.rank == 0:  # the others start when rank 0 has begun to write
             self.run.check_free(resume=self.resume is not None)
         if config.trainer.strategy == "auto" and _several_devices(config.trainer):
             # Stages freeze parts after DDP was built; without this their gradients differ silently between ranks.
@@ -112,10 +112,11 @@ class ZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         training = self.subcommand == "fit"
-        self.trainer_defaults["callbacks"] = [RichProgressBar()] + ([RunCheckpoint(self.run)] if training else [])
-        if sys.stdout is not None and not self.config[self.subcommand].trainer.get("enable_progress_bar", True):
-            self.trainer_defaults["callbacks"] = self.trainer_defaults["callbacks"][1:]
-        if training:
+        callbacks: list[L.Callback] = [RunCheckpoint(self.run)] if training else []
+        if self.config[self.subcommand].trainer.get("enable_progress_bar") is not False:
+            callbacks.append(RichProgressBar())
+        self.trainer_defaults["callbacks"] = callbacks
+        if training and rank_zero_only.rank == 0:
             self.run.prepare()
         logger = CSVLogger(str(self.run.path), name="", version="") if training else False
         return super().instantiate_trainer(logger=logger, default_root_dir=str(self.run.path), **kwargs)
@@ -211,12 +212,3 @@ def _several_devices(trainer: Namespace) -> bool:
     else:
         count = len(str(devices).split(",")) if "," in str(devices) else int(devices)
     return count * nodes > 1
-
-
-def run_trainer(args: list[str]) -> None:
-    """Runs a training subcommand."""
-    argv, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns when both are given
-    try:
-        ZooCLI(args)
-    finally:
-        sys.argv = argv

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         for name in ("train_plain", "projection"):
             self.splits.setdefault(name, self.splits["train"])
         self.skipped: dict[str, str] = {}
-        self._samplers: weakref.WeakSet[EpochBatchSampler] = weakref.WeakSet()
+        self._samplers: list[EpochBatchSampler] = []
 
     def loader(self, split: str, augment: bool = False, shard: str = "exact") -> Loader:
         """Batches of a split.
@@ -169,7 +169,7 @@ class FGVCDataModule(lightning.LightningDataModule):
             sampler = EpochBatchSampler(
                 len(rows), self.batch_size, seed=self.seed, shuffle=True, world_size=world_size, rank=rank
             )
-            self._samplers.add(sampler)
+            self._samplers.append(sampler)
             options = {"batch_sampler": sampler}
         else:
             exact = ExactSampler(len(rows), world_size=world_size, rank=rank)
@@ -204,7 +204,9 @@ class FGVCDataModule(lightning.LightningDataModule):
         """The row of an image by the set's own id, the inverse of `row(index)["image_id"]`."""
         places = np.flatnonzero(self.reader.image_ids.astype(str) == str(image_id))
         if len(places) != 1:
-            raise FgvczooError(f"{self.dataset_name}: no image {image_id!r}; this is not the copy that the model learned from")
+            raise FgvczooError(
+                f"{self.dataset_name}: no image {image_id!r}; this is not the copy that the model learned from"
+            )
         return int(places[0])
 
     def sample(self, index: int) -> dict[str, Any]:
@@ -350,7 +352,9 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         lost: dict[str, str] = {}
         try:
-            for batch, unreadable in self.inner:
+            with _one_opencv_thread():  # while workers are started
+                batches = iter(self.inner)
+            for batch, unreadable in batches:
                 lost |= unreadable
                 self.skipped |= unreadable
                 if batch is not None:
@@ -403,5 +407,18 @@ def _limited(steps: int, limit: float | int | None) -> int:
     return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
 
 
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """A forked process inherits OpenCV's thread pool without its threads, and waits for them for ever."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
 def _one_thread(worker: int) -> None:
-    cv2.setNumThreads(1)  # workers are the parallelism
+    """Workers are the parallelism. A forked one has its one thread already and must not touch the pool."""
+    if cv2.getNumThreads() != 1:
+        cv2.setNumThreads(1)

@@ -40,14 +40,14 @@ class Backbone(nn.Module):
         self.name = name
         self.out_index = out_index
         self.trunk = timm.create_model(name, pretrained=False, num_classes=0, **(options or {}))
-        for head in ("pre_logits", "head", "fc", "classifier"):
-            if hasattr(self.trunk, head):
-                setattr(self.trunk, head, nn.Identity())
         stages = self.trunk.feature_info
         if out_index is not None:
             if not -len(stages) <= out_index < len(stages):
                 raise FgvczooError(f"out_index={out_index}: {name} has feature stages 0..{len(stages) - 1}")
             self.trunk.prune_intermediate_layers([out_index], prune_norm=True, prune_head=True)
+        for head in ("pre_logits", "head", "fc", "classifier"):
+            if hasattr(self.trunk, head):
+                setattr(self.trunk, head, nn.Identity())
         if not final_pool:
             self._drop_final_pool()
         self.channels = int(stages[-1 if out_index is None else out_index]["num_chs"])
