@@ -11,7 +11,7 @@ results/ops_DEVICE.json and .md beside this file.
   distance; ST-ProtoPNet: normalisation, convolution, max-pooling).
 - compiled: `torch.compile` of that, with `--compile`.
 - matmul: what one would write by hand: one matrix product and `amax`.
-- product: the bare matrix product, which none of them can go below.
+- product: the bare matrix product of all patches and prototypes, its result stored whole; no selection.
 """
 
 from __future__ import annotations

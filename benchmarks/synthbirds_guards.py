@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -177,7 +178,7 @@ def speed() -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     return {
-        "processor": platform.machine(),
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

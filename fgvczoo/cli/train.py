@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fgvczoo.cli.run import RunCheckpoint, RunFolder
 from fgvczoo.data.base import FGVCDataModule
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.pictures import prototype_pictures
+from fgvczoo.files import write_text
 from fgvczoo.tasks.base import StagedModule
 from fgvczoo.zoo.card import model_card
 from fgvczoo.zoo.load import PUBLISHED, load
@@ -167,9 +169,11 @@ class ZooCLI(LightningCLI):
         self.trainer.validate(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
 
     def test(self, model: StagedModule, datamodule: FGVCDataModule, **_: Any) -> None:
-        """Evaluates on the official test split."""
+        """Evaluates on the official test split; a run's own checkpoint leaves test.json in its folder."""
         self._fill(model)
-        self.trainer.test(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
+        (metrics,) = self.trainer.test(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
+        if self.resume is not None and self.run.path.is_dir() and self.trainer.is_global_zero:
+            write_text(self.run.path / "test.json", json.dumps(metrics, indent=1) + "\n")
 
     def _fill(self, model: StagedModule) -> None:
         """Without a checkpoint: the weights asked for, or the recipe's published ones; never random ones."""

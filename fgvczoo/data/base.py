@@ -218,12 +218,13 @@ class FGVCDataModule(lightning.LightningDataModule):
         loader = self.loader("train", augment=True, shard="train")
         if self.trainer is not None:
             # Lightning restores its counters before it asks for the loader, whose workers read ahead before any hook of
-            # the epoch: a resumed run's place is set here.
-            loop = self.trainer.fit_loop
-            sampler = loader.batch_sampler
-            steps = _limited(len(sampler), self.trainer.limit_train_batches)
-            sampler.epoch = sampler.first = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-            sampler.skip = loop.epoch_loop.batch_progress.current.ready % max(steps, 1)
+            # the epoch: a resumed run's place is set here. Batches count only where their epoch is not over; those of a
+            # whole epoch mean that the run ended between its last batch and its end, and Lightning begins the next.
+            loop, sampler = self.trainer.fit_loop, loader.batch_sampler
+            epoch: Any = loop.epoch_progress.current
+            used = loop.epoch_loop.batch_progress.current.ready if epoch.started > epoch.processed else 0
+            whole, sampler.skip = divmod(used, max(_limited(len(sampler), self.trainer.limit_train_batches), 1))
+            sampler.epoch = sampler.first = epoch.processed + whole
         return loader
 
     def val_dataloader(self) -> Loader | list[Any]:

@@ -112,7 +112,8 @@ the whole image; what it adds is its similarity to the best place it finds, time
 {cards}
 </ul>
 <h2>The whole sum</h2>
-{_table(shown, rest, e.logit)}
+{_sum(shown, rest, e.logit)}
+{_against(e)}
 </section>"""
 
 
@@ -135,22 +136,47 @@ def _card(e: PrototypeExplanation, entry: Evidence) -> str:
 <span class="soft">{html.escape(entry.kind)} prototype {entry.prototype}</span></p></li>"""
 
 
-def _table(shown: Sequence[Evidence], rest: Sequence[Evidence], logit: float) -> str:
-    positive = [r.contribution for r in rest if r.contribution >= 0]
-    negative = [r.contribution for r in rest if r.contribution < 0]
-    rows = [(f"{entry.kind} {entry.prototype}, {entry.prototype_class}", entry.contribution) for entry in shown]
-    if positive:
-        rows.append((f"{len(positive)} others that speak for it", sum(positive)))
-    if negative:
-        rows.append((f"{len(negative)} others that speak against it", sum(negative)))
-    largest = max((abs(value) for _, value in rows), default=0.0) or 1.0
+def _sum(shown: Sequence[Evidence], rest: Sequence[Evidence], logit: float) -> str:
+    rows = [(_name(entry), entry.contribution) for entry in shown]
+    for values, what in (
+        ([r.contribution for r in rest if r.contribution >= 0], "others that speak for it"),
+        ([r.contribution for r in rest if r.contribution < 0], "others that speak against it"),
+    ):
+        if values:
+            rows.append((f"{len(values)} {what}", sum(values)))
+    return _table(rows, "logit", logit)
+
+
+def _against(e: PrototypeExplanation) -> str:
+    """What separates the class from the next best one: most of a logit is common to both."""
+    if e.rival is None:
+        return ""
+    ordered = sorted(e.evidence, key=lambda entry: -abs(entry.advantage))
+    rows = [(_name(entry), entry.advantage) for entry in ordered[: e.shown]]
+    rest = ordered[e.shown :]
+    rows.append((f"{len(rest)} others", sum(entry.advantage for entry in rest)))
+    return (
+        f"<h2>Rather than {html.escape(e.rival)}</h2>"
+        f"<p>The next best class has a logit of {e.rival_logit:.2f}. Most prototypes count alike for both; these make the "
+        f"difference (similarity times the difference of the two weights).</p>"
+        + _table(rows, "lead", e.logit - e.rival_logit)
+    )
+
+
+def _name(entry: Evidence) -> str:
+    return f"{entry.kind} {entry.prototype}, {entry.prototype_class}"
+
+
+def _table(rows: Sequence[tuple[str, float]], total_name: str, total: float) -> str:
+    # The collected rows at the end may dwarf the single prototypes: their bars are cut, not the others shrunk.
+    single = [abs(value) for name, value in rows if not name[0].isdigit()]
+    largest = max(single, default=0.0) or 1.0
     lines = [
         f'<tr><td>{html.escape(name)}</td><td class="{_sign(value)}">{value:+.3f}</td><td class="bar">'
-        f'<span class="{"neg" if value < 0 else "pos"}" style="width:{abs(value) / largest:.1%}"></span></td></tr>'
+        f'<span class="{"neg" if value < 0 else "pos"}" style="width:{min(abs(value) / largest, 1):.1%}"></span></td></tr>'
         for name, value in rows
     ]
-    total = f'<tr class="total"><td>logit</td><td>{logit:+.3f}</td><td></td></tr>'
-    return f"<table>{''.join(lines)}{total}</table>"
+    return f"<table>{''.join(lines)}<tr class='total'><td>{total_name}</td><td>{total:+.3f}</td><td></td></tr></table>"
 
 
 def _sign(value: float) -> str:

@@ -20,7 +20,7 @@ class Evidence:
 
     kind: the branch or set that it belongs to ("trivial", "support"). prototype: its number there.
     prototype_class: the class that it stands for. similarity: to its best patch of the image. weight: of the connection
-    to the explained class. map: similarity on the image (h, w), only for the shown ones. source: the training patch
+    to the explained class. rival_weight: of that to the best other class. map: similarity on the image (h, w), only for the shown ones. source: the training patch
     that the prototype is, once projected. picture: that training image, JPEG or PNG bytes, where it may be shown.
     """
 
@@ -29,6 +29,7 @@ class Evidence:
     prototype_class: str
     similarity: float
     weight: float
+    rival_weight: float
     source: PrototypeSource | None = None
     picture: bytes | None = None
     map: np.ndarray | None = None
@@ -38,14 +39,19 @@ class Evidence:
         """Similarity times weight: what it adds to the logit."""
         return self.similarity * self.weight
 
+    @property
+    def advantage(self) -> float:
+        """What it adds to the lead over the best other class: similarity times the difference of the weights."""
+        return self.similarity * (self.weight - self.rival_weight)
+
 
 @dataclass
 class PrototypeExplanation:
     """Why an image gets a class. `evidence` holds every prototype, largest contribution first; the first `shown` have
-    maps. The contributions sum to `logit`.
+    maps. The contributions sum to `logit`, the advantages to `logit - rival_logit`.
 
     image: RGB uint8 (h, w, 3). class_name: the explained class. predicted: the most likely one. probability: softmax of
-    the explained class. dataset: where the prototypes come from. prototypes_are_patches: whether they still equal
+    the explained class. rival: the best other class, with its logit. dataset: where the prototypes come from. prototypes_are_patches: whether they still equal
     training patches, that is, nothing was trained since their projection.
     """
 
@@ -54,6 +60,8 @@ class PrototypeExplanation:
     predicted: str
     probability: float
     logit: float
+    rival: str | None
+    rival_logit: float
     evidence: list[Evidence]
     shown: int
     dataset: str | None
@@ -66,6 +74,8 @@ class PrototypeExplanation:
             "predicted": self.predicted,
             "probability": self.probability,
             "logit": self.logit,
+            "rival": self.rival,
+            "rival_logit": self.rival_logit,
             "dataset": self.dataset,
             "prototypes_are_patches": self.prototypes_are_patches,
             "evidence": [
@@ -76,6 +86,7 @@ class PrototypeExplanation:
                     "similarity": e.similarity,
                     "weight": e.weight,
                     "contribution": e.contribution,
+                    "advantage": e.advantage,
                     "source": e.source.to_dict() if e.source is not None else None,
                 }
                 for e in self.evidence

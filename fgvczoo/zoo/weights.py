@@ -80,7 +80,9 @@ def save_weights(
             save_file(encoded, temporary / PICTURES)
         (temporary / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         (temporary / README).write_text(readme, encoding="utf-8")
-        temporary.chmod(0o755)
+        temporary.chmod(0o755)  # mkdtemp and safetensors make private ones
+        for file in temporary.iterdir():
+            file.chmod(0o644)
         if folder.exists():
             old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
             os.replace(folder, old / folder.name)

@@ -345,7 +345,7 @@ def _photograph(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
 
 
 def _coverage(hit: np.ndarray) -> np.ndarray:
-    """How many of the `OVERSAMPLING`^2 points of each pixel are hit: (2H, 2W) bool -> (H, W) uint8."""
+    """How many of the `OVERSAMPLING`^2 points of each pixel are hit: (2H, 2W) of 0 and 1 -> (H, W) uint8."""
     rows = hit[0::2].astype(np.uint8) + hit[1::2]
     return rows[:, 0::2] + rows[:, 1::2]
 
@@ -395,9 +395,8 @@ class Drawing:
 
         The cap and the eye have a region in every bird, whether or not a cap or a ring can be told from the head.
         """
-        shown = np.zeros(len(Layer), bool)
-        shown[list(_layers_of(part))] = True
-        return _coverage(shown[np.asarray(self._layers)]) >= 2
+        shown = _layers_of(part)
+        return _coverage(np.asarray(self._layers.point([layer in shown for layer in range(256)]))) >= 2
 
     @cached_property
     def removed(self) -> np.ndarray:
@@ -424,8 +423,8 @@ class Drawing:
         anchors = _ANCHORS[_MIRRORED] if self.scene.flipped else _ANCHORS
         located = np.zeros((len(anchors), 3))
         layers = np.asarray(self._layers)
-        for part in np.flatnonzero(~np.isnan(anchors[:, 0])):
-            x, y = self.scene.matrix @ anchors[part] + self.scene.offset
+        near = np.flatnonzero(~np.isnan(anchors[:, 0]))
+        for part, (x, y) in zip(near, (anchors[near] @ self.scene.matrix.T + self.scene.offset).tolist()):
             if layers[int(OVERSAMPLING * y), int(OVERSAMPLING * x)] in BIRD:
                 located[part] = x, y, 1
         return located

@@ -143,10 +143,13 @@ class _Copy:
 
     def write(self, path: Path, content: str | bytes) -> None:
         """Whole or not at all, and with no temporary file where a reader of the images could find it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.root / _UNFINISHED / f"{self.run}-{os.getpid()}"
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(path)
 
 
 class _ClassFiles(NamedTuple):

@@ -17,7 +17,8 @@ class LossWeights:
     """Coefficients of the total, as the authors' settings have them."""
 
     cross_entropy: float = 1.0
-    cluster: float = -0.8
+    cluster_trivial: float = -0.8
+    cluster_support: float = -0.8
     separation_trivial: float = 0.08
     separation_support: float = 0.48
     orthogonality: float = 1e-3
@@ -96,7 +97,7 @@ def branch_loss(name: str, terms: dict[str, Tensor], weights: LossWeights) -> Te
     """The weighted sum of `branch_terms`."""
     coefficient = {
         "cross_entropy": weights.cross_entropy,
-        "cluster": weights.cluster,
+        "cluster": weights.cluster_trivial if name == "trivial" else weights.cluster_support,
         "separation": weights.separation_trivial if name == "trivial" else weights.separation_support,
         "orthogonality": weights.orthogonality,
         "l1": weights.l1,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -162,7 +163,8 @@ class STProtoPNet(ClassificationModule):
         self.eval()  # the next epoch puts its stage's groups back into train mode
         branches = self.network.branches
         projectors = {name: Projector(branch.prototypes.class_of) for name, branch in branches.items()}
-        for batch in source.loader("projection"):
+        silent = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
+        for batch in track(source.loader("projection"), "projecting", transient=True, disable=silent):
             trunk = self.network.backbone(batch["image"].to(self.device))
             labels, index = batch["label"].to(self.device), batch["index"].to(self.device)
             for name, branch in branches.items():
@@ -190,7 +192,7 @@ class STProtoPNet(ClassificationModule):
             image = source.sample(sample)["image"]
             features = branch.features(self.network.backbone(image[None].to(self.device)))
             owned = torch.nonzero(projector.sample == sample).flatten().tolist()
-            maps = upsample_map(branch.evidence_map(features)[0, owned], self.preprocess.size)
+            maps = upsample_map(branch.nearest_map(features)[0, owned], self.preprocess.size)
             x0, y0, x1, y1 = row["crop"] or (0, 0, row["width"], row["height"])
             for prototype, activation in zip(owned, maps):
                 box = self.preprocess.boxes_backward(np.array([high_activation_box(activation)]), y1 - y0, x1 - x0)[0]
@@ -266,8 +268,11 @@ class STProtoPNet(ClassificationModule):
         outputs = {name: branch.head(features[name]) for name, branch in self.network.branches.items()}
         logits = sum((output.logits[0] for output in outputs.values()), logits)
         explained = int(logits.argmax()) if target is None else self._class_index(target)
+        others = logits.index_fill(0, torch.tensor([explained], device=logits.device), -torch.inf)
+        rival = int(others.argmax()) if self.num_classes > 1 else None
         for name, branch in self.network.branches.items():
             weight = branch.last_layer.weight[explained]
+            rival_weight = branch.last_layer.weight[rival] if rival is not None else torch.zeros_like(weight)
             for prototype, similarity in enumerate(outputs[name].evidence[0].tolist()):
                 evidence.append(
                     Evidence(
@@ -276,6 +281,7 @@ class STProtoPNet(ClassificationModule):
                         prototype_class=self.class_names[int(branch.prototypes.class_of[prototype])],
                         similarity=similarity,
                         weight=float(weight[prototype]),
+                        rival_weight=float(rival_weight[prototype]),
                         source=self.sources[name][prototype] if self.sources[name] else None,
                         picture=self.prototype_pictures.get(f"{name}.{prototype}"),
                     )
@@ -292,6 +298,8 @@ class STProtoPNet(ClassificationModule):
             predicted=self.class_names[int(logits.argmax())],
             probability=float(logits.softmax(0)[explained]),
             logit=float(logits[explained]),
+            rival=self.class_names[rival] if rival is not None else None,
+            rival_logit=float(logits[rival]) if rival is not None else 0.0,
             evidence=evidence,
             shown=len(shown),
             dataset=self.source_dataset,

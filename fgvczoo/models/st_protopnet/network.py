@@ -89,14 +89,20 @@ class Branch(nn.Module):
 
     def evidence_map(self, features: Tensor) -> Tensor:
         """(B, P, H, W): the map whose maximum is the evidence; what explanations show."""
-        if self.variant == "cropped":
-            return similarity_map(features, self.unit_vectors, metric="dot")
-        return F.relu(similarity_map(features, self.unit_vectors, metric="cosine"))
+        nearest = self.nearest_map(features)
+        return nearest if self.variant == "cropped" else F.relu(nearest)
 
     def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and cell (B, P) by which projection chooses: the projection (cropped), the plain cosine (full)."""
-        metric = "dot" if self.variant == "cropped" else "cosine"
-        return nearest_patch(features, self.unit_vectors, metric=metric)
+        """Value and cell (B, P) by which prototypes are projected: z . p/|p| (cropped), the plain cosine (full)."""
+        return nearest_patch(features, self.unit_vectors, metric=self._metric)
+
+    def nearest_map(self, features: Tensor) -> Tensor:
+        """(B, P, H, W): the map whose maximum is the value of `nearest`."""
+        return similarity_map(features, self.unit_vectors, metric=self._metric)
+
+    @property
+    def _metric(self) -> str:
+        return "dot" if self.variant == "cropped" else "cosine"
 
     def forward(self, trunk_features: Tensor) -> BranchOutput:
         return self.head(self.features(trunk_features))

