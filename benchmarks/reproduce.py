@@ -76,8 +76,10 @@ def markdown(result: dict[str, Any], recipe: Recipe) -> str:
     lines = [
         f"# {recipe.name}",
         "",
-        f"Test metrics in percent on {result['dataset']}, mean ± standard deviation over {seeds} seed(s). "
-        f"`{result['command']}` writes this file.",
+        (
+            f"Test metrics in percent on {result['dataset']}, mean ± standard deviation over {seeds} seed(s). "
+            f"`{result['command']}` writes this file."
+        ),
         "",
         "| recipe | metric | ours | published | epochs | seconds of training |",
         "|---|---|---|---|---|---|",
@@ -86,9 +88,14 @@ def markdown(result: dict[str, Any], recipe: Recipe) -> str:
         times = [run["train_seconds"] for run in entry["runs"] if run["train_seconds"] is not None]
         seconds = f"{statistics.mean(times):.0f}" if times else "resumed"
         for metric, value in entry["summary"].items():
-            paper = f"{published.value:g}" if published and name == recipe.name and metric == f"test/{published.metric}" else ""
+            paper = (
+                f"{published.value:g}"
+                if published and name == recipe.name and metric == f"test/{published.metric}"
+                else ""
+            )
             ours = f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
-            lines.append(f"| {name} | {metric.removeprefix('test/')} | {ours} | {paper} | {entry['runs'][0]['epochs']} | {seconds} |")
+            epochs = entry["runs"][0]["epochs"]
+            lines.append(f"| {name} | {metric.removeprefix('test/')} | {ours} | {paper} | {epochs} | {seconds} |")
     if published:
         lines += ["", f"Published: {published.source}; {published.note}."]
     lines += ["", f"{result['machine']}; " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()), ""]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import RECIPES
 
 import fgvczoo
 from fgvczoo.tasks.base import StagedModule
@@ -15,6 +14,7 @@ from fgvczoo.zoo.build import build_model
 from fgvczoo.zoo.load import load
 from fgvczoo.zoo.recipe import list_recipes, read_recipe
 from fgvczoo.zoo.registry import DATASETS, MODELS
+from tests.conftest import RECIPES
 
 PAPERS = sorted(MODELS)
 

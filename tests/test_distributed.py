@@ -97,7 +97,13 @@ def test_projection_does_not_depend_on_order_or_batches(batch: int) -> None:
 
 def test_a_class_without_images_is_not_found() -> None:
     projector = Projector(torch.tensor([0, 1]))
-    projector.update(torch.ones(1, 2, 1, 1), torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.int64), torch.tensor([0]), torch.tensor([4]))
+    projector.update(
+        torch.ones(1, 2, 1, 1),
+        torch.ones(1, 2),
+        torch.zeros(1, 2, dtype=torch.int64),
+        torch.tensor([0]),
+        torch.tensor([4]),
+    )
     assert projector.found.tolist() == [True, False] and projector.sample.tolist() == [4, -1]
 
 
@@ -107,5 +113,9 @@ def test_nan_stops_a_projection() -> None:
     projector = Projector(torch.tensor([0]))
     with pytest.raises(FgvczooError, match="diverged"):
         projector.update(
-            torch.ones(1, 2, 1, 1), torch.full((1, 1), torch.nan), torch.zeros(1, 1, dtype=torch.int64), torch.tensor([0]), torch.tensor([0])
+            torch.ones(1, 2, 1, 1),
+            torch.full((1, 1), torch.nan),
+            torch.zeros(1, 1, dtype=torch.int64),
+            torch.tensor([0]),
+            torch.tensor([0]),
         )

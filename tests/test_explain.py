@@ -22,7 +22,12 @@ from fgvczoo.nn.prototypes import PrototypeSource, high_activation_box
 def model() -> STProtoPNet:
     torch.manual_seed(0)
     model = STProtoPNet(
-        num_classes=3, class_names=["a", "b <i>", "c"], backbone="test_resnet", out_index=2, prototypes_per_class=2, prototype_dim=8
+        num_classes=3,
+        class_names=["a", "b <i>", "c"],
+        backbone="test_resnet",
+        out_index=2,
+        prototypes_per_class=2,
+        prototype_dim=8,
     )
     return model.eval()
 

@@ -30,7 +30,9 @@ def stages() -> dict[str, Stage]:
 
 
 def test_a_plan_is_a_function_of_the_epoch() -> None:
-    plan = Plan(stages(), [{"warm": 2}, {"joint": 2}, "project", {"warm": 1}, {"joint": 2}, "project"], ["head"], ["project"])
+    plan = Plan(
+        stages(), [{"warm": 2}, {"joint": 2}, "project", {"warm": 1}, {"joint": 2}, "project"], ["head"], ["project"]
+    )
     assert plan.epochs == 7
     assert [plan.phase(e).stage for e in range(7)] == ["warm", "warm", "joint", "joint", "warm", "joint", "joint"]
     # A stage that comes back goes on where its schedule stopped.
@@ -134,11 +136,14 @@ def test_resumed_after_any_epoch_is_equal_to_the_bit(
     assert (run / "metrics.1.csv").is_file() and (run / "metrics.csv").is_file()
 
 
-
-
 @pytest.mark.parametrize("step", [6, 13])
 def test_interrupted_mid_epoch_is_equal_to_the_bit(
-    step: int, birds: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor], fgvczoo_in, monkeypatch: pytest.MonkeyPatch
+    step: int,
+    birds: Path,
+    tmp_path: Path,
+    unbroken: dict[str, torch.Tensor],
+    fgvczoo_in,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Ctrl-C leaves a checkpoint at the end of the batch; the status is the shell's for it."""
     from fgvczoo.models.st_protopnet import STProtoPNet

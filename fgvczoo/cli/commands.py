@@ -52,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("explain", help="why an image gets its class, as a page")
     _model_options(add)
     add.add_argument("paths", nargs="+", type=Path, metavar="IMAGE")
-    add.add_argument("-o", "--output", type=Path, default=Path("why.html"), help=".html (default why.html), .png or .json")
+    add.add_argument(
+        "-o", "--output", type=Path, default=Path("why.html"), help=".html (default why.html), .png or .json"
+    )
     add.add_argument("--target", help="the class to explain; default: the predicted one")
     add.add_argument("--top", type=int, default=6, help="prototypes that get a map (default 6)")
 
@@ -82,7 +84,9 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="a folder of weights or of a run, instead of the published ones")
     parser.add_argument("--box", help="X0,Y0,X1,Y1 in pixels: cut this out of the image first")
     parser.add_argument(
-        "--data_root", type=Path, help="the data set's root: boxes of its images and pictures of prototypes come from there"
+        "--data_root",
+        type=Path,
+        help="the data set's root: boxes of its images and pictures of prototypes come from there",
     )
 
 
@@ -151,7 +155,9 @@ def _explain(options: argparse.Namespace) -> int:
 
     model, boxes = _model(options)
     if not hasattr(model, "explain"):
-        raise FgvczooError(f"{model.paper} has no explanation of its own; it is a baseline, `fgvczoo predict` is all it does")
+        raise FgvczooError(
+            f"{model.paper} has no explanation of its own; it is a baseline, `fgvczoo predict` is all it does"
+        )
     explanations = [
         model.explain(path, target=options.target, top=options.top, box=boxes(path)) for path in options.paths
     ]
@@ -203,7 +209,9 @@ def _data_check(options: argparse.Namespace) -> int:
     from fgvczoo.data.check import check_cub
 
     if options.name not in ("cub", "synthbirds"):
-        raise FgvczooError(f"data check: no data set {options.name!r}{did_you_mean(options.name, ['cub', 'synthbirds'])}")
+        raise FgvczooError(
+            f"data check: no data set {options.name!r}{did_you_mean(options.name, ['cub', 'synthbirds'])}"
+        )
     report = check_cub(options.root)
     print("\n".join(report.lines()))
     return 0 if report.ok else 1

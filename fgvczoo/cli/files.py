@@ -94,7 +94,9 @@ def write_predictions(results: Sequence[Prediction], path: Path) -> None:
                 table.writerow(["file", "label", "score", "labels", "scores"])
                 for row in rows:
                     scores = " ".join(f"{score:.6f}" for score in row["scores"])
-                    table.writerow([row["source"], row["label"], f"{row['score']:.6f}", "|".join(row["labels"]), scores])
+                    table.writerow(
+                        [row["source"], row["label"], f"{row['score']:.6f}", "|".join(row["labels"]), scores]
+                    )
 
 
 def box_finder(model: Any, root: Path, box: Box | None) -> Callable[[Path], Box | None]:

@@ -13,7 +13,7 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fgvczoo.cli.run import RunCheckpoint, RunFolder
 from fgvczoo.data.base import FGVCDataModule
@@ -77,13 +77,23 @@ class ZooCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        hidden = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders", "verbose", "weights_only"}
+        hidden = {
+            "model",
+            "dataloaders",
+            "datamodule",
+            "train_dataloaders",
+            "val_dataloaders",
+            "verbose",
+            "weights_only",
+        }
         return {name: set(hidden) for name in SUBCOMMANDS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--card", type=Card | None, default=None, help="what the recipe is")
         parser.add_argument("--run", type=str | None, default=None, help="name of the run folder in runs/, or a path")
-        parser.add_argument("--weights", type=str, default=PUBLISHED, help="validate, test: a folder of weights or of a run")
+        parser.add_argument(
+            "--weights", type=str, default=PUBLISHED, help="validate, test: a folder of weights or of a run"
+        )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
@@ -99,7 +109,9 @@ class ZooCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         if config.get("model") is None or config.get("data") is None:
-            raise FgvczooError(f"{self.subcommand}: no model or no data given; name a recipe: --config st-protopnet-synthbirds")
+            raise FgvczooError(
+                f"{self.subcommand}: no model or no data given; name a recipe: --config st-protopnet-synthbirds"
+            )
         for linked in ("num_classes", "class_names", "preprocess"):
             if config.model.init_args.get(linked) is not None:
                 raise FgvczooError(f"model.{linked} comes from the data; leave it out")
@@ -184,8 +196,8 @@ class ZooCLI(LightningCLI):
         trained = load(self.recipe if weights == PUBLISHED else weights)
         if trained.num_classes != model.num_classes:
             raise FgvczooError(
-                f"the weights have {trained.num_classes} classes and the data {model.num_classes}; use the data that they "
-                "were trained on, or train on these"
+                f"the weights have {trained.num_classes} classes and the data {model.num_classes}; use the data that "
+                "they were trained on, or train on these"
             )
         model.restore_state_values(trained.state_values())
         model.load_state_dict(trained.state_dict())

@@ -39,7 +39,7 @@ def enlarge(image: np.ndarray, side: int) -> np.ndarray:
 def frame(image: np.ndarray, box: np.ndarray) -> np.ndarray:
     """The picture with a box x0, y0, x1, y1 (pixels, ends exclusive) drawn on a copy."""
     image = np.ascontiguousarray(image).copy()
-    x0, y0, x1, y1 = (int(round(float(v))) for v in box)
+    x0, y0, x1, y1 = (round(float(v)) for v in box)
     width = max(2, max(image.shape[:2]) // 110)
     cv2.rectangle(image, (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0)), BOX_COLOUR, width)
     return image

@@ -19,43 +19,10 @@ if TYPE_CHECKING:
 SIDE = 360
 _IMAGE_ENDINGS = (".png", ".pdf", ".svg")
 
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--line:#d9dee3;--card:#fff;--page:#f5f6f7;--up:#1a7f5a;--down:#b4442f}
-@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#a3adb7;--line:#363d45;--card:#1d2228;--page:#14181c;--up:#4cc295;--down:#ef8a73}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:64rem;margin:0 auto;padding:1rem}
-h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0;overflow-wrap:anywhere}
-h2{font-size:1.1rem;margin:1.6rem 0 .6rem}
-p{margin:.4rem 0;max-width:46rem}
-.soft{color:var(--soft);font-size:.9rem}
-.head{display:flex;gap:1.2rem;flex-wrap:wrap;align-items:flex-start}
-.head img{width:min(100%,20rem);border-radius:.4rem}
-.head div{flex:1 1 18rem;min-width:0}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));gap:.9rem;padding:0;margin:0;list-style:none}
-.card{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.8rem;min-width:0}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:.5rem;align-items:start}
-figure{margin:0;min-width:0}
-figure img{width:100%;height:auto;display:block;border-radius:.3rem}
-figcaption{font-size:.78rem;color:var(--soft);margin-top:.2rem}
-.none{border:1px dashed var(--line);border-radius:.3rem;padding:.6rem;font-size:.78rem;color:var(--soft);overflow-wrap:anywhere}
-.what{font-weight:600;overflow-wrap:anywhere;margin:.5rem 0 0}
-.sum{font-variant-numeric:tabular-nums;margin:.1rem 0 0}
-.up{color:var(--up);font-weight:600}.down{color:var(--down);font-weight:600}
-table{border-collapse:collapse;width:100%;max-width:46rem;font-variant-numeric:tabular-nums}
-td,th{padding:.3rem .5rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:middle}
-td:first-child,th:first-child{text-align:left;overflow-wrap:anywhere}
-td.bar{width:32%;padding-left:0}
-.bar span{display:block;height:.7rem;border-radius:.2rem;background:var(--up)}
-.bar span.neg{background:var(--down)}
-tr.total td{font-weight:700;border-bottom:0}
-section+section{border-top:2px solid var(--line);margin-top:2rem;padding-top:1rem}
-"""
+_STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
-def write(
-    explanations: Sequence[PrototypeExplanation], path: str | Path, names: Sequence[str] | None = None
-) -> Path:
+def write(explanations: Sequence[PrototypeExplanation], path: str | Path, names: Sequence[str] | None = None) -> Path:
     """Writes explanations by the file's ending: .html (all of them), .json (all), .png, .pdf, .svg (one).
 
     names: what the images are called. Raises `FgvczooError` for another ending, or several explanations in one figure.
@@ -94,7 +61,7 @@ def _section(e: PrototypeExplanation, name: str) -> str:
     patches = (
         "Each prototype is a patch of a training image; the frame shows it."
         if e.prototypes_are_patches
-        else "The prototypes were trained on since they were last set to training patches: the pictures are where they came from."
+        else "Training went on after the prototypes were set to training patches: the pictures show where they came from."
         if e.dataset
         else "The prototypes of this model have not been set to training patches yet."
     )
@@ -104,9 +71,10 @@ def _section(e: PrototypeExplanation, name: str) -> str:
 <div class="head">{_image(enlarge(e.image, SIDE), "the image")}
 <div><h1>Why {html.escape(e.class_name)}?</h1>{file}
 <p>Probability {e.probability:.1%}{asked}.</p>
-<p>The score of this class (its logit, {e.logit:.2f}) is a sum over {len(e.evidence)} prototypes. Each one is looked for on
-the whole image; what it adds is its similarity to the best place it finds, times its weight for this class.</p>
-<p class="soft">{patches} A warm region is where the similarity is high; the map is coarser than the picture.</p></div></div>
+<p>The score of this class (its logit, {e.logit:.2f}) is a sum over {len(e.evidence)} prototypes. Each one is looked
+for on the whole image; what it adds is its similarity to the best place it finds, times its weight for this class.</p>
+<p class="soft">{patches} A warm region is where the similarity is high; the map is coarser than the picture.</p>
+</div></div>
 <h2>The {len(shown)} prototypes that add most</h2>
 <ul class="cards">
 {cards}
@@ -125,14 +93,17 @@ def _card(e: PrototypeExplanation, entry: Evidence) -> str:
     elif entry.source is not None:
         box = ", ".join(f"{v:.0f}" for v in entry.source.box)
         where = html.escape(f"{e.dataset}: image {entry.source.image}, box {box}")
-        prototype = f'<div class="none">{where}. Its picture may not be passed on: give the data set\'s root to see it.</div>'
+        prototype = (
+            f'<div class="none">{where}. Its picture may not be passed on: give the data set\'s root to see it.</div>'
+        )
     else:
         prototype = '<div class="none">not a training patch</div>'
+    product = f"{entry.similarity:.2f} × {entry.weight:.2f}"
     return f"""<li class="card"><div class="pair">
 <figure>{found}<figcaption>this place …</figcaption></figure>
 <figure>{prototype}<figcaption>… looks like that one</figcaption></figure></div>
 <p class="what">{html.escape(entry.prototype_class)}</p>
-<p class="sum">{entry.similarity:.2f} × {entry.weight:.2f} = <span class="{_sign(entry.contribution)}">{entry.contribution:+.2f}</span>
+<p class="sum">{product} = <span class="{_sign(entry.contribution)}">{entry.contribution:+.2f}</span>
 <span class="soft">{html.escape(entry.kind)} prototype {entry.prototype}</span></p></li>"""
 
 
@@ -157,8 +128,8 @@ def _against(e: PrototypeExplanation) -> str:
     rows.append((f"{len(rest)} others", sum(entry.advantage for entry in rest)))
     return (
         f"<h2>Rather than {html.escape(e.rival)}</h2>"
-        f"<p>The next best class has a logit of {e.rival_logit:.2f}. Most prototypes count alike for both; these make the "
-        f"difference (similarity times the difference of the two weights).</p>"
+        f"<p>The next best class has a logit of {e.rival_logit:.2f}. Most prototypes count alike for both; these make "
+        f"the difference (similarity times the difference of the two weights).</p>"
         + _table(rows, "lead", e.logit - e.rival_logit)
     )
 
@@ -171,11 +142,11 @@ def _table(rows: Sequence[tuple[str, float]], total_name: str, total: float) -> 
     # The collected rows at the end may dwarf the single prototypes: their bars are cut, not the others shrunk.
     single = [abs(value) for name, value in rows if not name[0].isdigit()]
     largest = max(single, default=0.0) or 1.0
-    lines = [
-        f'<tr><td>{html.escape(name)}</td><td class="{_sign(value)}">{value:+.3f}</td><td class="bar">'
-        f'<span class="{"neg" if value < 0 else "pos"}" style="width:{min(abs(value) / largest, 1):.1%}"></span></td></tr>'
-        for name, value in rows
-    ]
+    lines = []
+    for name, value in rows:
+        bar = f'<span class="{_sign(value)}" style="width:{min(abs(value) / largest, 1):.1%}"></span>'
+        number = f'<td class="{_sign(value)}">{value:+.3f}</td>'
+        lines.append(f'<tr><td>{html.escape(name)}</td>{number}<td class="bar">{bar}</td></tr>')
     return f"<table>{''.join(lines)}<tr class='total'><td>{total_name}</td><td>{total:+.3f}</td><td></td></tr></table>"
 
 

@@ -20,8 +20,9 @@ class Evidence:
 
     kind: the branch or set that it belongs to ("trivial", "support"). prototype: its number there.
     prototype_class: the class that it stands for. similarity: to its best patch of the image. weight: of the connection
-    to the explained class. rival_weight: of that to the best other class. map: similarity on the image (h, w), only for the shown ones. source: the training patch
-    that the prototype is, once projected. picture: that training image, JPEG or PNG bytes, where it may be shown.
+    to the explained class. rival_weight: of that to the best other class. map: similarity on the image (h, w), only for
+    the shown ones. source: the training patch that the prototype is, once projected. picture: that training image, JPEG
+    bytes, where it may be shown.
     """
 
     kind: str
@@ -51,8 +52,9 @@ class PrototypeExplanation:
     maps. The contributions sum to `logit`, the advantages to `logit - rival_logit`.
 
     image: RGB uint8 (h, w, 3). class_name: the explained class. predicted: the most likely one. probability: softmax of
-    the explained class. rival: the best other class, with its logit. dataset: where the prototypes come from. prototypes_are_patches: whether they still equal
-    training patches, that is, nothing was trained since their projection.
+    the explained class. rival: the best other class, with its logit. dataset: where the prototypes come from.
+    prototypes_are_patches: whether they still equal training patches, that is, nothing that they rest on was trained
+    since their projection.
     """
 
     image: np.ndarray

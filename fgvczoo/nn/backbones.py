@@ -91,8 +91,8 @@ def load_pretrained(backbone: Backbone, source: str) -> None:
             state = timm.create_model(f"{backbone.name}.{source}", pretrained=True).state_dict()
         except Exception as error:
             raise FgvczooError(
-                f"backbone_weights={source!r} of {backbone.name} cannot be downloaded ({type(error).__name__}); go online "
-                "once, or give a weights file, or null to start from random weights"
+                f"backbone_weights={source!r} of {backbone.name} cannot be downloaded ({type(error).__name__}); go "
+                "online once, or give a weights file, or null to start from random weights"
             ) from error
     wanted = backbone.trunk.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]

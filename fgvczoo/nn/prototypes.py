@@ -193,5 +193,3 @@ def high_activation_box(activation: Tensor, percentile: float = 95.0) -> tuple[i
 def upsample_map(activation: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, H, W) -> (N, h, w) by bicubic interpolation, as the activation maps are shown."""
     return F.interpolate(activation[:, None].float(), size=size, mode="bicubic", align_corners=False)[:, 0]
-
-

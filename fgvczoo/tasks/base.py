@@ -138,7 +138,9 @@ class StagedModule(L.LightningModule):
             )
         for split in self.needs.splits:
             if split not in source.splits:
-                raise FgvczooError(f"{self.paper} needs the split {split!r}; {source.dataset_name} has {', '.join(source.splits)}")
+                raise FgvczooError(
+                    f"{self.paper} needs the split {split!r}; {source.dataset_name} has {', '.join(source.splits)}"
+                )
         for key in self.needs.keys:
             if key not in source.keys:
                 raise FgvczooError(f"{self.paper} needs {key!r} in the batch; add it to data.keys")
@@ -203,7 +205,9 @@ class StagedModule(L.LightningModule):
         own = checkpoint.get("fgvczoo")
         if own is None or own["paper"] != self.paper:
             found = own["paper"] if own else "not written by fgvczoo"
-            raise FgvczooError(f"checkpoint: it is of {found}, the model is {self.paper}; give a checkpoint of this model")
+            raise FgvczooError(
+                f"checkpoint: it is of {found}, the model is {self.paper}; give a checkpoint of this model"
+            )
         if own["num_classes"] != self.num_classes:
             raise FgvczooError(
                 f"checkpoint: it has {own['num_classes']} classes and the model {self.num_classes}; "

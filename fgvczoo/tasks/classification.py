@@ -121,5 +121,7 @@ def crop(image: np.ndarray, box: Box | None) -> np.ndarray:
     x0, y0, x1, y1 = (round(v) for v in box)
     x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if x1 <= x0 or y1 <= y0:
-        raise FgvczooError(f"box {tuple(box)} holds no pixel of an image of {width} x {height}; expected x0,y0,x1,y1 in pixels")
+        raise FgvczooError(
+            f"box {tuple(box)} holds no pixel of an image of {width} x {height}; expected x0,y0,x1,y1 in pixels"
+        )
     return image[y0:y1, x0:x1]

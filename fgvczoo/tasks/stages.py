@@ -78,7 +78,11 @@ class Plan:
     """The sequence of phases. Built from the recipe's `stages` and `plan`; raises `FgvczooError` on what cannot run."""
 
     def __init__(
-        self, stages: dict[str, Stage], plan: Sequence[str | dict[str, int]], groups: Sequence[str], actions: Sequence[str]
+        self,
+        stages: dict[str, Stage],
+        plan: Sequence[str | dict[str, int]],
+        groups: Sequence[str],
+        actions: Sequence[str],
     ) -> None:
         self.stages = {name: _as_stage(name, stage) for name, stage in stages.items()}
         for name, stage in self.stages.items():
@@ -91,10 +95,14 @@ class Plan:
                 self._add_action(entry, actions)
                 continue
             if len(entry) != 1:
-                raise FgvczooError(f"plan: {entry} must be one stage with its epochs, as in {{warm: 5}}, or an action's name")
+                raise FgvczooError(
+                    f"plan: {entry} must be one stage with its epochs, as in {{warm: 5}}, or an action's name"
+                )
             name, epochs = next(iter(entry.items()))
             if name not in self.stages:
-                raise FgvczooError(f"plan: no stage {name!r}; stages are {', '.join(self.stages)}{did_you_mean(name, self.stages)}")
+                raise FgvczooError(
+                    f"plan: no stage {name!r}; stages are {', '.join(self.stages)}{did_you_mean(name, self.stages)}"
+                )
             if not isinstance(epochs, int) or epochs < 0:
                 raise FgvczooError(f"plan: {name} for {epochs!r} epochs; expected a whole number, 0 or more")
             if epochs == 0:
@@ -146,7 +154,9 @@ def _as_stage(name: str, stage: Stage | dict[str, Any]) -> Stage:
     known = Stage.__dataclass_fields__
     for key in stage:
         if key not in known:
-            raise FgvczooError(f"stages.{name}: no setting {key!r}; expected {', '.join(known)}{did_you_mean(key, known)}")
+            raise FgvczooError(
+                f"stages.{name}: no setting {key!r}; expected {', '.join(known)}{did_you_mean(key, known)}"
+            )
     groups = {key: value if isinstance(value, Group) else Group(**value) for key, value in stage["groups"].items()}
     return Stage(**{**stage, "groups": groups})
 
@@ -154,7 +164,9 @@ def _as_stage(name: str, stage: Stage | dict[str, Any]) -> Stage:
 def _check_stage(name: str, stage: Stage, groups: Sequence[str]) -> None:
     for group in stage.groups:
         if group not in groups:
-            raise FgvczooError(f"stages.{name}: no group {group!r}; groups are {', '.join(groups)}{did_you_mean(group, groups)}")
+            raise FgvczooError(
+                f"stages.{name}: no group {group!r}; groups are {', '.join(groups)}{did_you_mean(group, groups)}"
+            )
     if not stage.groups:
         raise FgvczooError(f"stages.{name}: trains nothing; name at least one of the groups {', '.join(groups)}")
     optimizer = getattr(torch.optim, stage.optimizer, None)

@@ -13,6 +13,7 @@ from fgvczoo.zoo.messages import parser_sentence
 from fgvczoo.zoo.recipe import Recipe, read_recipe
 from fgvczoo.zoo.registry import model_class
 
+
 def user_error(error: BaseException) -> FgvczooError | None:
     """The error of ours that lies behind one of a parser, a trainer or a worker; None if there is none."""
     seen: BaseException | None = error

@@ -34,7 +34,9 @@ def load(name: str | Path, weights: str | Path | None = PUBLISHED) -> StagedModu
         return load_weights(fetch(recipe, recipe.card.weights), sha256=recipe.card.weights.sha256)
     model = load_weights(weights_folder(Path(weights)))
     if model.paper != recipe.card.paper:
-        raise FgvczooError(f"weights={weights}: they are of {model.paper}, the recipe {recipe.name} is {recipe.card.paper}")
+        raise FgvczooError(
+            f"weights={weights}: they are of {model.paper}, the recipe {recipe.name} is {recipe.card.paper}"
+        )
     return model
 
 
@@ -57,6 +59,6 @@ def fetch(recipe: Recipe, weights: Weights) -> Path:
 def no_weights(recipe: Recipe) -> str:
     """What to do where a recipe has no published weights."""
     return (
-        f"{recipe.name}: no weights are published; train them (`fgvczoo fit --config {recipe.name}`), pass weights=FOLDER of a "
-        "run, or weights=None for the untrained architecture"
+        f"{recipe.name}: no weights are published; train them (`fgvczoo fit --config {recipe.name}`), pass "
+        "weights=FOLDER of a run, or weights=None for the untrained architecture"
     )

@@ -32,7 +32,9 @@ def parser_sentence(text: str) -> str:
     if best is None:
         return " ".join(text.split())
     _, sentence, where, owner = best
-    sentence = sentence.replace("Expected a <class 'float'>", "expected a number").replace("<class '", "").replace("'>", "")
+    sentence = (
+        sentence.replace("Expected a <class 'float'>", "expected a number").replace("<class '", "").replace("'>", "")
+    )
     if match := re.search(r"Option '([^']+)' is not accepted", sentence):
         return f"{where + ': ' if where else ''}no setting {match[1]!r}{did_you_mean(match[1], _known(owner))}"
     if match := re.search(r"required: (\w+)\.(data|model)", sentence):

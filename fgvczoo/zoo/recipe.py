@@ -54,8 +54,8 @@ class Card:
     """What a recipe is.
 
     paper: the model's name in the registry. title: one line. task: kind of work. num_classes: of the data it is for.
-    dataset: the data set's name in the registry. licences, published, weights: see there; weights is None while none are
-    published. baseline: the recipe that the comparison table sets it against. notes: where it departs from the paper.
+    dataset: the data set's name in the registry. licences, published, weights: see there; weights is None while none
+    are published. baseline: the recipe that the comparison table sets it against. notes: where it departs from the paper.
     """
 
     paper: str
@@ -72,7 +72,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that was read: its name (file name without ending), its file, its card, and all sections as plain values."""
+    """A recipe that was read: name (of the file, without ending), file, card, and all sections as plain values."""
 
     name: str
     path: Path
@@ -130,7 +130,9 @@ def read_sections(path: Path) -> dict[str, Any]:
     for key in config:
         if key not in (*SECTIONS, *_OPTIONS):
             expected = ", ".join(SECTIONS)
-            raise FgvczooError(f"recipe {path.name}: no section {key!r}; expected {expected}{did_you_mean(str(key), SECTIONS)}")
+            raise FgvczooError(
+                f"recipe {path.name}: no section {key!r}; expected {expected}{did_you_mean(str(key), SECTIONS)}"
+            )
     return config
 
 

@@ -55,7 +55,11 @@ def save_weights(
     folder = Path(folder)
     if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
         raise FgvczooError(f"{folder}: exists and holds no weights of fgvczoo; give another folder")
-    init = {key: plain(value) for key, value in model.hparams.items() if key not in (*_TRAINING_ONLY, "class_names", "preprocess")}
+    init = {
+        key: plain(value)
+        for key, value in model.hparams.items()
+        if key not in (*_TRAINING_ONLY, "class_names", "preprocess")
+    }
     config = {
         "format": FORMAT,
         "fgvczoo": __version__,
@@ -101,13 +105,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FgvczooError(f"{folder}: no {CONFIG} in it; give a folder that `fgvczoo fit` or `save_weights` wrote") from None
+        raise FgvczooError(
+            f"{folder}: no {CONFIG} in it; give a folder that `fgvczoo fit` or `save_weights` wrote"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FgvczooError(f"{path}: not valid JSON ({error}); fetch or write it again") from None
     if not isinstance(config, dict) or not isinstance(config.get("format"), int):
         raise FgvczooError(f"{path}: not a config of fgvczoo (no format number)")
     if config["format"] > FORMAT:
-        raise FgvczooError(f"{path}: format {config['format']}, this fgvczoo {__version__} reads up to {FORMAT}; upgrade fgvczoo")
+        raise FgvczooError(
+            f"{path}: format {config['format']}, this fgvczoo {__version__} reads up to {FORMAT}; upgrade fgvczoo"
+        )
     missing = [key for key in ("paper", "init", "classes", "preprocess", "state") if key not in config]
     if missing:
         raise FgvczooError(f"{path}: {missing[0]!r} is missing; fetch or write it again")
@@ -126,15 +134,15 @@ def load_weights(folder: str | Path, *, sha256: str | None = None) -> StagedModu
     if not path.is_file():
         raise FgvczooError(f"{folder}: no {TENSORS} in it; fetch or write it again")
     if sha256 is not None and (found := file_sha256(path)) != sha256:
-        raise FgvczooError(f"{path}: sha256 {found[:12]}..., expected {sha256[:12]}...; the file was altered or cut, fetch it again")
+        raise FgvczooError(
+            f"{path}: sha256 {found[:12]}..., expected {sha256[:12]}...; the file was altered or cut, fetch it again"
+        )
     try:
         tensors = load_file(path)
         pictures = load_file(folder / PICTURES) if (folder / PICTURES).is_file() else {}
     except SafetensorError as error:
         raise FgvczooError(f"{path}: not a whole safetensors file ({error}); fetch or write it again") from None
-    model = create(
-        config["paper"], **config["init"], class_names=config["classes"], preprocess=config["preprocess"]
-    )
+    model = create(config["paper"], **config["init"], class_names=config["classes"], preprocess=config["preprocess"])
     model.provenance = config.get("provenance")
     model.restore_state_values(config["state"])
     load_tensors(model, tensors, str(path))

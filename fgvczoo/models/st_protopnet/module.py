@@ -16,7 +16,7 @@ from fgvczoo.batch import Batch
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.prototypes import Evidence, PrototypeExplanation
 from fgvczoo.models.st_protopnet.losses import LossWeights, branch_loss, branch_terms
-from fgvczoo.models.st_protopnet.network import Branch, STProtoPNetNetwork, Variant
+from fgvczoo.models.st_protopnet.network import STProtoPNetNetwork, Variant
 from fgvczoo.nn.prototypes import (
     Projector,
     PrototypeSource,
@@ -241,7 +241,9 @@ class STProtoPNet(ClassificationModule):
 
     def restore_state_values(self, state: dict[str, Any]) -> None:
         self.sources = {
-            name: [PrototypeSource.from_dict(source) if source is not None else None for source in state["sources"][name]]
+            name: [
+                PrototypeSource.from_dict(source) if source is not None else None for source in state["sources"][name]
+            ]
             for name in self.network.branches
         }
         self.source_dataset = state["source_dataset"]
@@ -309,7 +311,9 @@ class STProtoPNet(ClassificationModule):
     def _class_index(self, target: int | str) -> int:
         if isinstance(target, str):
             if target not in self.class_names:
-                raise FgvczooError(f"target={target!r} is no class of this model; classes are {', '.join(self.class_names[:5])}, ...")
+                raise FgvczooError(
+                    f"target={target!r} is no class of this model; classes are {', '.join(self.class_names[:5])}, ..."
+                )
             return self.class_names.index(target)
         if not 0 <= target < self.num_classes:
             raise FgvczooError(f"target={target}: classes are 0..{self.num_classes - 1}")
