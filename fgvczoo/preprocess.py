@@ -168,7 +168,7 @@ class Preprocess:
     def invert(self, tensor: Tensor) -> np.ndarray:
         """float32 (3, h, w) -> RGB uint8 (h, w, 3): the picture as the network saw it."""
         pixels = tensor.detach().cpu().float().numpy().transpose(1, 2, 0)
-        pixels = pixels * np.float32(self.std) + np.float32(self.mean)
+        pixels = pixels * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
         if self.channels == "BGR":
             pixels = pixels[..., ::-1]
         return np.rint(np.clip(pixels * (255 / self.scale), 0, 255)).astype(np.uint8)

@@ -96,6 +96,15 @@ def test_class_count_must_match(fgvczoo_in, birds: Path, tmp_path: Path) -> None
     fails(fgvczoo_in(*arguments, "--ckpt_path", "runs/four/checkpoints/last.ckpt"), "4 classes", "6")
 
 
+def test_validation_images_come_from_the_training_part(fgvczoo_in, birds: Path) -> None:
+    arguments = ("--config", TINY, "--data.root", birds)
+    assert fgvczoo_in("fit", *arguments, "--data.val_fraction", 0.25)[0] == 0
+    assert "val/top1" in Path("runs/st-protopnet-tiny/metrics.csv").read_text().splitlines()[0]
+    status, out, _ = fgvczoo_in("validate", *arguments, "--data.val_fraction", 0.25, "--ckpt_path", "last")
+    assert status == 0 and "val/top1" in out
+    fails(fgvczoo_in("validate", *arguments, "--ckpt_path", "last"), "val_fraction")
+
+
 def test_a_run_folder_in_use_is_refused(fgvczoo_in, birds: Path) -> None:
     arguments = ("fit", "--config", TINY, "--data.root", birds)
     assert fgvczoo_in(*arguments, "--trainer.max_epochs", 1)[0] == 0

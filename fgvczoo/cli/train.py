@@ -177,6 +177,8 @@ class ZooCLI(LightningCLI):
 
     def validate(self, model: StagedModule, datamodule: FGVCDataModule, **_: Any) -> None:
         """Evaluates on the validation part that was cut from the training images."""
+        if "val" not in datamodule.splits:
+            raise FgvczooError("validate: no validation images were kept; train and validate with --data.val_fraction 0.1")
         self._fill(model)
         self.trainer.validate(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
 

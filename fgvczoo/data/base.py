@@ -347,6 +347,16 @@ class Loader:
     def batch_sampler(self) -> Any:
         return self.inner.batch_sampler
 
+    # By this name Lightning finds and stops the workers when a fit ends or breaks off; left to the garbage collector,
+    # each may hold up the process for five seconds.
+    @property
+    def _iterator(self) -> Any:
+        return self.inner._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        self.inner._iterator = value
+
     def __len__(self) -> int:
         return len(self.inner)
 

@@ -110,6 +110,9 @@ class CUB(Reader):
         label = int(self.labels[index])
         with Image.open(self.path(index)) as image:
             width, height = image.size
+        crop = self.crop(index)
+        if crop is not None:  # what was cut: no more than the picture has
+            crop = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
         return {
             "index": index,
             "image_id": int(self.image_ids[index]),
@@ -119,7 +122,7 @@ class CUB(Reader):
             "split": "train" if self._is_train[index] else "test",
             "height": height,
             "width": width,
-            "crop": self.crop(index),
+            "crop": crop,
             "bbox": self._boxes[index].tolist(),
         }
 

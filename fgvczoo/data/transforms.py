@@ -79,7 +79,7 @@ class Transform:
         parts: (K, 3) x, y, visible -> float32 (K, 3); a part that left the picture is 0, 0, 0 like any invisible one.
         seed: whole numbers, all that the augmentation depends on; None leaves the picture as it is.
         """
-        if seed is not None and AUGMENTATIONS[self.augmentation] is not none:
+        if seed is not None and self.augmentation != "none":
             image, mask, boxes, parts = self._augment(image, mask, boxes, parts, seed)
         height, width = image.shape[:2]
         sample = {"image": self.preprocess(image)}
@@ -97,14 +97,19 @@ class Transform:
 
     def build(self) -> None:
         """Builds the augmentation now: before workers are forked, so that they share the import."""
-        if self._compose is None:
-            transforms = _strictly(AUGMENTATIONS[self.augmentation])
+        if self._compose is None and self.augmentation != "none":
             albumentations = _albumentations()
-            self._compose = albumentations.Compose(
-                transforms,
-                keypoint_params=albumentations.KeypointParams(format="xy", remove_invisible=False),
-                save_applied_params=True,
-            )
+            with warnings.catch_warnings():
+                # An argument that albumentations does not know is an error, not a warning it goes on after.
+                warnings.filterwarnings("error", message=r".*Argument\(s\)")
+                warnings.filterwarnings(
+                    "ignore", message="Got processor for keypoints"
+                )  # of a protocol of colours only
+                self._compose = albumentations.Compose(
+                    AUGMENTATIONS[self.augmentation](),
+                    keypoint_params=albumentations.KeypointParams(format="xy", remove_invisible=False),
+                    save_applied_params=True,
+                )
 
     def _augment(
         self,
@@ -195,13 +200,6 @@ def _albumentations() -> Any:
     import albumentations
 
     return albumentations
-
-
-def _strictly(build: Callable[[], list[Any]]) -> list[Any]:
-    """Builds a protocol; an argument that albumentations does not know is an error, not a warning it goes on after."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=r".*Argument\(s\)")
-        return build()
 
 
 @augmentation("none")
@@ -343,7 +341,9 @@ def _warp(draw: Callable[[random.Random, int, int], np.ndarray]) -> Any:
     draw: (random numbers, height, width) -> matrix from old to new continuous coordinates.
     """
 
-    class Warp(_albumentations().Perspective):
+    perspective: Any = _albumentations().Perspective
+
+    class Warp(perspective):
         def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
             height, width = params["shape"][:2]
             matrix = _shift(-0.5, -0.5) @ draw(self.py_random, height, width) @ _shift(0.5, 0.5)
@@ -359,8 +359,9 @@ def _elastic(grid: int, magnitude: int) -> Any:
     albumentations' `GridElasticDeform` warps the whole picture once for each cell: 240 ms against 5.
     """
     albumentations = _albumentations()
+    dual_transform: Any = albumentations.DualTransform
 
-    class Elastic(albumentations.DualTransform):  # type: ignore[misc, name-defined]
+    class Elastic(dual_transform):
         _targets = (albumentations.core.type_definitions.Targets.IMAGE,)
 
         @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -53,7 +54,7 @@ class Needs:
     keys: tuple[str, ...] = ()
 
 
-class StagedModule(L.LightningModule):
+class StagedModule(L.LightningModule, ABC):
     """A LightningModule that trains in stages and travels as plain values.
 
     Subclasses name their parameter groups (`groups`), their actions (`actions`: plan name -> method name) and what they
@@ -89,9 +90,9 @@ class StagedModule(L.LightningModule):
         self._optimizers: dict[str, Optimizer] = {}
         self._resume: dict[str, Any] | None = None
 
+    @abstractmethod
     def groups(self) -> dict[str, nn.Module]:
         """Parameter groups by the names that stages use. Together they hold every parameter, each once."""
-        raise NotImplementedError
 
     def prepare_plan(self) -> None:
         """Checks stages and plan against the groups; call it at the end of `__init__`."""
