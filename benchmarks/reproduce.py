@@ -22,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fgvczoo.files import write_text
 from fgvczoo.zoo.recipe import Recipe, read_recipe
 
@@ -81,12 +83,10 @@ def markdown(result: dict[str, Any], recipe: Recipe) -> str:
             f"`{result['command']}` writes this file."
         ),
         "",
-        "| recipe | metric | ours | published | epochs | seconds of training |",
-        "|---|---|---|---|---|---|",
+        "| recipe | metric | ours | published | epochs |",
+        "|---|---|---|---|---|",
     ]
     for name, entry in result["recipes"].items():
-        times = [run["train_seconds"] for run in entry["runs"] if run["train_seconds"] is not None]
-        seconds = f"{statistics.mean(times):.0f}" if times else "resumed"
         for metric, value in entry["summary"].items():
             paper = (
                 f"{published.value:g}"
@@ -95,7 +95,7 @@ def markdown(result: dict[str, Any], recipe: Recipe) -> str:
             )
             ours = f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
             epochs = entry["runs"][0]["epochs"]
-            lines.append(f"| {name} | {metric.removeprefix('test/')} | {ours} | {paper} | {epochs} | {seconds} |")
+            lines.append(f"| {name} | {metric.removeprefix('test/')} | {ours} | {paper} | {epochs} |")
     if published:
         lines += ["", f"Published: {published.source}; {published.note}."]
     lines += ["", f"{result['machine']}; " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()), ""]
@@ -112,7 +112,7 @@ def main() -> None:
     recipes = [recipe] + ([read_recipe(recipe.card.baseline)] if recipe.card.baseline else [])
     result: dict[str, Any] = {
         "command": " ".join(["python benchmarks/reproduce.py", recipe.name, f"--seeds {arguments.seeds}", *options]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} torch threads",
         "versions": {name: version(name) for name in ("fgvczoo", "torch", "timm", "lightning")},
         "recipes": {},
     }
