@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fgvczoo.cli.run import RunCheckpoint, RunFolder
 from fgvczoo.data.base import FGVCDataModule
@@ -118,7 +118,7 @@ class ZooCLI(LightningCLI):
         self.recipe = recipe_name(config)
         self.run = RunFolder.of(config.get("run"), config.config)
         self.resume = self.run.checkpoint(config.get("ckpt_path")) if config.get("ckpt_path") else None
-        if self.subcommand == "fit" and rank_zero_only.rank == 0:  # the others start when rank 0 has begun to write
+        if self.subcommand == "fit" and _is_first_process():
             self.run.check_free(resume=self.resume is not None)
         if config.trainer.strategy == "auto" and _several_devices(config.trainer):
             # Stages freeze parts after DDP was built; without this their gradients differ silently between ranks.
@@ -130,7 +130,7 @@ class ZooCLI(LightningCLI):
         if self.config[self.subcommand].trainer.get("enable_progress_bar") is not False:
             callbacks.append(RichProgressBar())
         self.trainer_defaults["callbacks"] = callbacks
-        if training and rank_zero_only.rank == 0:
+        if training and _is_first_process():
             self.run.prepare()
         logger = CSVLogger(str(self.run.path), name="", version="") if training else False
         return super().instantiate_trainer(logger=logger, default_root_dir=str(self.run.path), **kwargs)
@@ -178,7 +178,7 @@ class ZooCLI(LightningCLI):
     def validate(self, model: StagedModule, datamodule: FGVCDataModule, **_: Any) -> None:
         """Evaluates on the validation part that was cut from the training images."""
         if "val" not in datamodule.splits:
-            raise FgvczooError("validate: no validation images were kept; train and validate with --data.val_fraction 0.1")
+            raise FgvczooError("validate: no validation images; give --data.val_fraction 0.1 to fit and validate")
         self._fill(model)
         self.trainer.validate(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
 
@@ -230,3 +230,8 @@ def _several_devices(trainer: Namespace) -> bool:
     else:
         count = len(str(devices).split(",")) if "," in str(devices) else int(devices)
     return count * nodes > 1
+
+
+def _is_first_process() -> bool:
+    """Before a trainer exists. The other processes start when the first has begun to write the run's folder."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

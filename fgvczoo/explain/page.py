@@ -61,7 +61,7 @@ def _section(e: PrototypeExplanation, name: str) -> str:
     patches = (
         "Each prototype is a patch of a training image; the frame shows it."
         if e.prototypes_are_patches
-        else "Training went on after the prototypes were set to training patches: the pictures show where they came from."
+        else "Training went on after the prototypes were set to training patches: the pictures show where from."
         if e.dataset
         else "The prototypes of this model have not been set to training patches yet."
     )

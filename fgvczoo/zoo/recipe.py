@@ -55,7 +55,8 @@ class Card:
 
     paper: the model's name in the registry. title: one line. task: kind of work. num_classes: of the data it is for.
     dataset: the data set's name in the registry. licences, published, weights: see there; weights is None while none
-    are published. baseline: the recipe that the comparison table sets it against. notes: where it departs from the paper.
+    are published. baseline: the recipe that the comparison table sets it against. notes: where it departs from the
+    paper.
     """
 
     paper: str
