@@ -116,6 +116,16 @@ def test_a_run_folder_in_use_is_refused(fgvczoo_in, birds: Path) -> None:
     fails(fgvczoo_in(*arguments, "--run", "third", "--ckpt_path", "last"), "no checkpoint")
 
 
+def test_a_resumed_run_keeps_its_settings(fgvczoo_in, birds: Path) -> None:
+    arguments = ("fit", "--config", TINY, "--data.root", birds)
+    assert fgvczoo_in(*arguments, "--trainer.max_epochs", 1)[0] == 0
+    changed = fgvczoo_in(*arguments, "--ckpt_path", "last", "--data.batch_size", 2)
+    fails(changed, "batch_size=4", "not 2", "config.yaml")
+    config = Path("runs/st-protopnet-tiny/config.yaml")
+    assert fgvczoo_in("fit", "--config", config, "--ckpt_path", "last", "--trainer.max_epochs", 2)[0] == 0
+    assert not Path("runs/config").exists()
+
+
 def test_what_is_not_an_image_is_named(fgvczoo_in, birds: Path, tmp_path: Path) -> None:
     assert fgvczoo_in("fit", "--config", TINY, "--data.root", birds, "--trainer.max_epochs", 1)[0] == 0
     text = tmp_path / "notes.jpg"

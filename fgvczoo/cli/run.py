@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.callbacks import Checkpoint
 
 from fgvczoo.errors import FgvczooError
@@ -70,8 +71,30 @@ class RunFolder:
             os.replace(metrics, kept)
 
     def write_config(self, text: str) -> None:
-        """config.yaml: all that the run was started with."""
-        write_text(self.path / "config.yaml", text)
+        """config.yaml: all that the run was started with. Raises `FgvczooError` when a resumed run is given another
+        model, data or seed than it began with."""
+        file = self.path / "config.yaml"
+        if file.exists():
+            before, now = (_flat(yaml.safe_load(content)) for content in (file.read_text(encoding="utf-8"), text))
+            for key in sorted(before.keys() | now.keys()):
+                if key.startswith(_FIXED) and not key.endswith(_FREE) and before.get(key) != now.get(key):
+                    raise FgvczooError(
+                        f"{self.path} was started with {key}={before.get(key)}, not {now.get(key)}; repeat its options, or "
+                        f"give --config {file} --ckpt_path last"
+                    )
+        write_text(file, text)
+
+
+# What a resumed run must share with its beginning, and what of that may change.
+_FIXED = ("model.", "data.", "seed_everything")
+_FREE = (".root", ".num_workers", ".eval_batch_size")
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    if not isinstance(values, dict):
+        return {prefix.removesuffix("."): values}
+    return {key: item for name, value in values.items() for key, item in _flat(value, f"{prefix}{name}.").items()}
 
 
 class RunCheckpoint(Checkpoint):
