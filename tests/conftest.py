@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Two processes share two cores: an example may wait. The examples are the same in every run.
+settings.register_profile("fgvczoo", deadline=None, derandomize=True)
+settings.load_profile("fgvczoo")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

@@ -19,7 +19,8 @@ SIDE = 360
 def draw(explanation: PrototypeExplanation) -> Figure:
     """Top row: the image and where each shown prototype is found on it; bottom row: the prototypes themselves."""
     shown = explanation.evidence[: explanation.shown]
-    figure = Figure(figsize=(2.4 * (len(shown) + 1), 5.4), layout="constrained")
+    height = 2.4 * max(0.4, explanation.image.shape[0] / explanation.image.shape[1]) + 0.7
+    figure = Figure(figsize=(2.4 * (len(shown) + 1), 2 * height), layout="constrained")
     axes = figure.subplots(2, len(shown) + 1, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
