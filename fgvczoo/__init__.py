@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from fgvczoo.errors import FgvczooError as FgvczooError
     from fgvczoo.zoo.build import build_data as build_data
     from fgvczoo.zoo.build import create as create
+    from fgvczoo.zoo.export import export as export
     from fgvczoo.zoo.load import load as load
+    from fgvczoo.zoo.official import from_official as from_official
     from fgvczoo.zoo.recipe import list_recipes as list_recipes
     from fgvczoo.zoo.registry import list_datasets as list_datasets
     from fgvczoo.zoo.registry import list_models as list_models
@@ -28,6 +30,8 @@ _HOME = {
     "FgvczooError": "fgvczoo.errors",
     "build_data": "fgvczoo.zoo.build",
     "create": "fgvczoo.zoo.build",
+    "export": "fgvczoo.zoo.export",
+    "from_official": "fgvczoo.zoo.official",
     "list_datasets": "fgvczoo.zoo.registry",
     "list_models": "fgvczoo.zoo.registry",
     "list_recipes": "fgvczoo.zoo.recipe",

@@ -15,6 +15,7 @@ from fgvczoo.zoo.load import load
 from fgvczoo.zoo.recipe import list_recipes, read_recipe
 from fgvczoo.zoo.registry import DATASETS, MODELS
 from tests.conftest import RECIPES
+from tests.zoo.test_export import assert_runs_alone
 
 PAPERS = sorted(MODELS)
 
@@ -121,6 +122,18 @@ def test_a_batch_of_one_and_a_constant_image(trained: Path) -> None:
     model = load(trained)
     prediction = model.predict(torch.zeros(3, 8, 8))
     assert all(0 <= score <= 1 for score in prediction.scores)
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_exports_to_files_that_run_alone(trained: Path, ending: str, fgvczoo_in) -> None:
+    if ending == "onnx":
+        for package in ("onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason="the extra onnx is not installed")
+    file = f"model.{ending}"
+    status, out, err = fgvczoo_in("export", trained, "-o", file)
+    assert status == 0 and out.strip() == file, err
+    model = load(trained)
+    assert assert_runs_alone(Path(file).absolute(), model, batch=5)["classes"] == model.class_names
 
 
 @pytest.mark.parametrize("paper", PAPERS)

@@ -20,6 +20,7 @@ from tests.conftest import RECIPES
 
 TRUNKS = {
     "st-protopnet": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
+    "protopnet": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "linear": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
 }
 

@@ -18,6 +18,7 @@ from fgvczoo.tasks.stages import Plan, Stage
 from fgvczoo.zoo.build import build_model
 from fgvczoo.zoo.load import load
 from fgvczoo.zoo.recipe import read_recipe
+from fgvczoo.zoo.registry import model_class
 from tests.conftest import RECIPES
 
 TINY = RECIPES / "st-protopnet-tiny.yaml"
@@ -106,8 +107,15 @@ def test_projected_prototypes_are_unit_patches(birds: Path, fgvczoo_in) -> None:
             torch.testing.assert_close(branch.prototypes.vectors[number], patch / patch.norm(), atol=1e-5, rtol=1e-4)
 
 
-def fit(run: Path, birds: Path, *more: str) -> list[str]:
-    options = ["--config", str(TINY), "--run", str(run), "--data.root", str(birds), *more]
+@pytest.fixture(scope="module", params=["st-protopnet", "protopnet"])
+def paper(request: pytest.FixtureRequest) -> str:
+    """Papers whose plans hold all that a resumed run could miss: actions, stages that come back, pruned shapes."""
+    return request.param
+
+
+def fit(paper: str, run: Path, birds: Path, *more: str) -> list[str]:
+    recipe = RECIPES / f"{paper}-tiny.yaml"
+    options = ["--config", str(recipe), "--run", str(run), "--data.root", str(birds), *more]
     return [sys.executable, "-m", "fgvczoo", "fit", *options]
 
 
@@ -116,30 +124,36 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, birds: Path) -> dict[str, torch.Tensor]:
+def unbroken(paper: str, tmp_path_factory: pytest.TempPathFactory, birds: Path) -> dict[str, torch.Tensor]:
     from fgvczoo.cli import main
 
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    assert main(fit(run, birds)[3:]) == 0
+    assert main(fit(paper, run, birds)[3:]) == 0
     return weights(run)
+
+
+def assert_equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    different = [key for key in one if not torch.equal(one[key], two[key])]
+    assert not different
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4])
 def test_resumed_after_any_epoch_is_equal_to_the_bit(
-    epochs: int, birds: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor], fgvczoo_in
+    epochs: int, paper: str, birds: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor], fgvczoo_in
 ) -> None:
-    """Stops at the end of an epoch: after pretraining, warm-up, in the joint stage, after projection."""
+    """Stops at the end of an epoch: after pretraining, warm-up, in the joint stage, after projection and pruning."""
     run = tmp_path / "run"
-    assert fgvczoo_in(*fit(run, birds, "--trainer.max_epochs", str(epochs))[3:])[0] == 0
-    assert fgvczoo_in(*fit(run, birds, "--ckpt_path", "last")[3:])[0] == 0
-    resumed = weights(run)
-    assert all(torch.equal(unbroken[key], resumed[key]) for key in unbroken)
+    assert fgvczoo_in(*fit(paper, run, birds, "--trainer.max_epochs", str(epochs))[3:])[0] == 0
+    assert fgvczoo_in(*fit(paper, run, birds, "--ckpt_path", "last")[3:])[0] == 0
+    assert_equal(unbroken, weights(run))
     assert (run / "metrics.1.csv").is_file() and (run / "metrics.csv").is_file()
 
 
-@pytest.mark.parametrize("step", [6, 13])
+@pytest.mark.parametrize("step", [6, 13, 18])
 def test_interrupted_mid_epoch_is_equal_to_the_bit(
     step: int,
+    paper: str,
     birds: Path,
     tmp_path: Path,
     unbroken: dict[str, torch.Tensor],
@@ -147,10 +161,9 @@ def test_interrupted_mid_epoch_is_equal_to_the_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Ctrl-C leaves a checkpoint at the end of the batch; the status is the shell's for it."""
-    from fgvczoo.models.st_protopnet import STProtoPNet
-
+    module = model_class(paper)
     run = tmp_path / "run"
-    training_step = STProtoPNet.training_step
+    training_step = module.training_step
 
     def press(self, batch, batch_idx):
         if self.trainer.global_step == step:
@@ -158,21 +171,22 @@ def test_interrupted_mid_epoch_is_equal_to_the_bit(
         return training_step(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
-        patch.setattr(STProtoPNet, "training_step", press)
-        status, _, err = fgvczoo_in(*fit(run, birds)[3:])
+        patch.setattr(module, "training_step", press)
+        status, _, err = fgvczoo_in(*fit(paper, run, birds)[3:])
     assert status == 130 and "--ckpt_path last" in err
-    assert fgvczoo_in(*fit(run, birds, "--ckpt_path", "last")[3:])[0] == 0
-    resumed = weights(run)
-    assert all(torch.equal(unbroken[key], resumed[key]) for key in unbroken)
+    assert fgvczoo_in(*fit(paper, run, birds, "--ckpt_path", "last")[3:])[0] == 0
+    assert_equal(unbroken, weights(run))
 
 
 def test_killed_run_resumes_equal_to_the_bit(
-    birds: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor], fgvczoo_in
+    paper: str, birds: Path, tmp_path: Path, unbroken: dict[str, torch.Tensor], fgvczoo_in
 ) -> None:
     """kill -9 as soon as a second epoch's checkpoint is there."""
     run = tmp_path / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(fit(run, birds), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        fit(paper, run, birds), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     last = run / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -180,6 +194,18 @@ def test_killed_run_resumes_equal_to_the_bit(
     process.kill()
     process.wait()
     assert last.exists(), "the run ended before its first checkpoint"
-    assert fgvczoo_in(*fit(run, birds, "--ckpt_path", "last")[3:])[0] == 0
-    resumed = weights(run)
-    assert all(torch.equal(unbroken[key], resumed[key]) for key in unbroken)
+    assert fgvczoo_in(*fit(paper, run, birds, "--ckpt_path", "last")[3:])[0] == 0
+    assert_equal(unbroken, weights(run))
+
+
+def test_pretrained_weights_are_read_once(birds: Path, tmp_path: Path, fgvczoo_in) -> None:
+    """A resumed run needs neither the file nor the network any more."""
+    from fgvczoo.nn.backbones import Backbone
+
+    file, run = tmp_path / "trunk.pt", tmp_path / "run"
+    torch.manual_seed(5)
+    torch.save(Backbone("test_resnet", out_index=2).trunk.state_dict(), file)
+    options = ("--model.backbone_weights", str(file))
+    assert fgvczoo_in(*fit("protopnet", run, birds, *options, "--trainer.max_epochs", "1")[3:])[0] == 0
+    file.unlink()
+    assert fgvczoo_in(*fit("protopnet", run, birds, *options, "--ckpt_path", "last")[3:])[0] == 0

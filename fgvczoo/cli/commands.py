@@ -1,4 +1,4 @@
-"""The commands of our own: list, info, recipe, predict, explain, data."""
+"""The commands of our own: list, info, recipe, predict, explain, import, export, data."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ EPILOG = """training (options: fgvczoo fit --help):
   validate --config RECIPE   evaluate on the part of the training images kept for it
   test --config RECIPE       evaluate on the official test split
 """
+
+IMPORT_EPILOG = (
+    "Any argument of the model can follow, as in --backbone resnet34, instead of what the checkpoint implies."
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,6 +62,17 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--target", help="the class to explain; default: the predicted one")
     add.add_argument("--top", type=int, default=6, help="prototypes that get a map (default 6)")
 
+    add = commands.add_parser("import", help="the authors' checkpoint as weights of ours", epilog=IMPORT_EPILOG)
+    add.add_argument("paper", metavar="PAPER", help="as in `fgvczoo info`: st-protopnet, ...")
+    add.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a file of theirs; nothing in it is executed")
+    add.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder of weights to write")
+
+    add = commands.add_parser("export", help="a file that runs where fgvczoo is not installed")
+    add.add_argument("name", metavar="NAME", help="a recipe, or the folder of a run or of weights")
+    add.add_argument("--weights", help="a folder of weights or of a run, instead of the published ones")
+    add.add_argument("-o", "--output", type=Path, required=True, help="a .onnx or .pt2 file")
+    add.add_argument("--batch", type=int, help="images at once; default: any number")
+
     data = commands.add_parser("data", help="make, check and look at data sets")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
     actions.add_parser("list", help="the data sets")
@@ -96,13 +111,17 @@ def run(args: list[str]) -> int:
     if not args:
         parser.print_help()
         return 0
-    known = ["list", "info", "recipe", "predict", "explain", "data", "fit", "validate", "test"]
+    known = [*_COMMANDS, "data", "fit", "validate", "test"]
     if not args[0].startswith("-") and args[0] not in known:
         raise FgvczooError(f"no command {args[0]!r}{did_you_mean(args[0], known) or '; see `fgvczoo --help`'}")
     try:
-        options = parser.parse_args(args)
+        options, rest = parser.parse_known_args(args)
     except SystemExit as end:  # --help, --version
         return int(end.code or 0)
+    if options.command == "import":
+        options.settings = _settings(rest)
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.command == "data":
         return _DATA[options.action](options)
     return _COMMANDS[options.command](options)
@@ -165,6 +184,43 @@ def _explain(options: argparse.Namespace) -> int:
     for path, explanation in zip(options.paths, explanations):
         print(f"{path}  {explanation.predicted}  {explanation.probability:.3f}")
     print(f"explanation in {written}")
+    return 0
+
+
+def _settings(words: list[str]) -> dict[str, Any]:
+    """--key value or --key=value, over and over; values are read as in a recipe."""
+    import yaml
+
+    settings: dict[str, Any] = {}
+    rest = iter(words)
+    for word in rest:
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key:
+            raise FgvczooError(f"import: {word!r} is unexpected; arguments of the model are given as --KEY VALUE")
+        try:
+            settings[key] = yaml.safe_load(value if equals else next(rest))
+        except StopIteration:
+            raise FgvczooError(f"import: {word} needs a value") from None
+        except yaml.YAMLError:
+            raise FgvczooError(f"import: the value of --{key} is not valid YAML") from None
+    return settings
+
+
+def _import(options: argparse.Namespace) -> int:
+    from fgvczoo.zoo.official import import_checkpoint, save_imported
+
+    model, report = import_checkpoint(options.paper, options.checkpoint, **options.settings)
+    folder = save_imported(model, options.paper, options.output)
+    print("\n".join(report.lines()))
+    print(f"weights in {folder}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from fgvczoo.zoo.export import export
+    from fgvczoo.zoo.load import PUBLISHED, load
+
+    print(export(load(options.name, weights=options.weights or PUBLISHED), options.output, options.batch))
     return 0
 
 
@@ -233,5 +289,13 @@ def _data_show(options: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"list": _list, "info": _info, "recipe": _recipe, "predict": _predict, "explain": _explain}
+_COMMANDS = {
+    "list": _list,
+    "info": _info,
+    "recipe": _recipe,
+    "predict": _predict,
+    "explain": _explain,
+    "import": _import,
+    "export": _export,
+}
 _DATA = {"list": _data_list, "make": _data_make, "check": _data_check, "show": _data_show}

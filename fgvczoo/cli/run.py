@@ -79,8 +79,8 @@ class RunFolder:
             for key in sorted(before.keys() | now.keys()):
                 if key.startswith(_FIXED) and not key.endswith(_FREE) and before.get(key) != now.get(key):
                     raise FgvczooError(
-                        f"{self.path} was started with {key}={before.get(key)}, not {now.get(key)}; repeat its options, or "
-                        f"give --config {file} --ckpt_path last"
+                        f"{self.path} was started with {key}={before.get(key)}, not {now.get(key)}; repeat its "
+                        f"options, or give --config {file} --ckpt_path last"
                     )
         write_text(file, text)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fgvczoo.explain.overlay import encode_jpeg, enlarge, frame
@@ -17,16 +19,20 @@ def prototype_pictures(sources: dict[str, list[PrototypeSource | None]], data: D
     """The source image of every projected prototype, cut as the model saw it, its patch framed: JPEG bytes by
     "branch.number". Prototypes without a source have none."""
     return {
-        f"{name}.{number}": _framed(source, data)
+        f"{name}.{number}": encode_jpeg(framed(source.image, source.box, data))
         for name, branch_sources in sources.items()
         for number, source in enumerate(branch_sources)
         if source is not None
     }
 
 
-def _framed(source: PrototypeSource, data: DataSource) -> bytes:
-    row = data.row(data.find(source.image))
+def framed(image_id: str, box: Sequence[float], data: DataSource, side: int = SIDE) -> np.ndarray:
+    """An image of the data set, cut as the model saw it, its longer side `side` pixels, with a box drawn on it.
+
+    box: x0, y0, x1, y1 in pixels of the original picture.
+    """
+    row = data.row(data.find(image_id))
     x0, y0, x1, y1 = row["crop"] or (0, 0, row["width"], row["height"])
     image = read_image(row["path"])[y0:y1, x0:x1]
-    scale = SIDE / max(image.shape[:2])
-    return encode_jpeg(frame(enlarge(image, SIDE), (np.array(source.box) - [x0, y0, x0, y0]) * scale))
+    scale = side / max(image.shape[:2])
+    return frame(enlarge(image, side), (np.array(box) - [x0, y0, x0, y0]) * scale)

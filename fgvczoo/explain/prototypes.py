@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from fgvczoo.nn.prototypes import PrototypeSource
+from fgvczoo.nn.prototypes import PrototypeSource, upsample_map
+from fgvczoo.preprocess import read_image
+from fgvczoo.tasks.classification import Box, crop
+from fgvczoo.tasks.prototypes import PrototypeClassifier
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,3 +110,67 @@ class PrototypeExplanation:
         from fgvczoo.explain.page import write
 
         return write([self], path)
+
+
+@torch.inference_mode()
+def explain_prototypes(
+    model: PrototypeClassifier,
+    image: Any,
+    *,
+    target: int | str | None = None,
+    top: int = 6,
+    box: Box | None = None,
+) -> PrototypeExplanation:
+    """Why an image gets its class: the prototypes, where each one is found on it, and what each contributes.
+
+    image, box: as `predict` takes them. target: class index or name to explain; None: the predicted one. top: how many
+    prototypes get a map. The contributions of all prototypes of all heads sum to the class's logit. Leaves the model in
+    eval mode. Raises `FgvczooError` for an unknown target, and as `predict` does.
+    """
+    picture = crop(read_image(image), box)
+    model.eval()
+    heads = model.network.heads
+    features = model.network.features(model.preprocess(picture)[None].to(model.device))
+    outputs = {name: head.head(features[name]) for name, head in heads.items()}
+    logits = sum((output.logits[0] for output in outputs.values()), torch.zeros(model.num_classes, device=model.device))
+    explained = int(logits.argmax()) if target is None else model.class_index(target)
+    others = logits.index_fill(0, torch.tensor([explained], device=logits.device), -torch.inf)
+    rival = int(others.argmax()) if model.num_classes > 1 else None
+    evidence: list[Evidence] = []
+    for name, head in heads.items():
+        weight = head.last_layer.weight[explained]
+        rival_weight = head.last_layer.weight[rival] if rival is not None else torch.zeros_like(weight)
+        for prototype, similarity in enumerate(outputs[name].evidence[0].tolist()):
+            evidence.append(
+                Evidence(
+                    kind=name,
+                    prototype=prototype,
+                    prototype_class=model.class_names[int(head.prototypes.class_of[prototype])],
+                    similarity=similarity,
+                    weight=float(weight[prototype]),
+                    rival_weight=float(rival_weight[prototype]),
+                    source=model.sources[name][prototype] if model.sources[name] else None,
+                    picture=model.prototype_pictures.get(f"{name}.{prototype}"),
+                )
+            )
+    evidence.sort(key=lambda e: (-e.contribution, e.kind, e.prototype))
+    shown = evidence[:top]
+    for name, head in heads.items():
+        entries = [entry for entry in shown if entry.kind == name]
+        if entries:
+            maps = head.evidence_map(features[name])[0, [entry.prototype for entry in entries]]
+            for entry, activation in zip(entries, upsample_map(maps, picture.shape[:2])):
+                entry.map = activation.cpu().numpy()
+    return PrototypeExplanation(
+        image=picture,
+        class_name=model.class_names[explained],
+        predicted=model.class_names[int(logits.argmax())],
+        probability=float(logits.softmax(0)[explained]),
+        logit=float(logits[explained]),
+        rival=model.class_names[rival] if rival is not None else None,
+        rival_logit=float(logits[rival]) if rival is not None else 0.0,
+        evidence=evidence,
+        shown=len(shown),
+        dataset=model.source_dataset,
+        prototypes_are_patches=model.prototypes_are_patches,
+    )

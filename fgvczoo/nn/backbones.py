@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,20 @@ class Backbone(nn.Module):
                 return features
         indices = 1 if self.out_index is None else [self.out_index]
         return self.trunk.forward_intermediates(images, indices=indices, intermediates_only=True)[-1]
+
+
+def recognise_backbone(state: Mapping[str, Tensor], candidates: Sequence[tuple[str, dict[str, Any] | None]]) -> int:
+    """Which trunk a state dict with timm's keys is of, by names and shapes of its tensors: an index into `candidates`,
+    each a timm name and further arguments of its constructor. Raises `FgvczooError` when it is none of them."""
+    given = {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    for number, (name, options) in enumerate(candidates):
+        with torch.device("meta"):
+            wanted = Backbone(name, options=options).trunk.state_dict()
+        shapes = {key: tuple(value.shape) for key, value in wanted.items() if not key.endswith("num_batches_tracked")}
+        if shapes == given:
+            return number
+    names = ", ".join(name for name, _ in candidates)
+    raise FgvczooError(f"the checkpoint's trunk is none of {names}")
 
 
 def load_pretrained(backbone: Backbone, source: str) -> None:

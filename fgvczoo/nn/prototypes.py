@@ -1,41 +1,58 @@
-"""Prototype layers of part-prototype networks: class identity, class connection, masked extrema, projection.
+"""Prototype layers of part-prototype networks: class identity, class connection, masked extrema, projection, ranking.
 
 B images, P prototypes, C classes, D channels; maps are H x W cells, a cell's flat index is row * W + column.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgvczoo.errors import FgvczooError
+from fgvczoo.nn.backbones import Backbone
 from fgvczoo.ops.nearest_patch import EPS
+
+
+def class_identity(num_classes: int, per_class: int) -> Tensor:
+    """(P,) int64: the class of each prototype, `per_class` in a row for each class."""
+    if min(num_classes, per_class) < 1:
+        raise FgvczooError(f"num_classes={num_classes}, prototypes_per_class={per_class}: both must be at least 1")
+    return torch.arange(num_classes).repeat_interleave(per_class)
 
 
 class Prototypes(nn.Module):
     """P learned vectors, each belonging to one class.
 
-    `vectors` (P, D); `class_of` (P,) int64 travels in the state dict, so that it survives pruning.
+    `vectors` (P, D), or (P, D, h, w) where a `window` of cells is given; `class_of` (P,) int64 travels in the state
+    dict, so that it survives pruning.
     """
 
     class_of: Tensor
 
-    def __init__(self, num_classes: int, per_class: int, dim: int) -> None:
+    def __init__(self, class_of: Tensor, dim: int, window: tuple[int, int] | None = None) -> None:
         super().__init__()
-        if min(num_classes, per_class, dim) < 1:
-            raise FgvczooError(
-                f"num_classes={num_classes}, prototypes_per_class={per_class}, prototype_dim={dim}: all must be at least 1"
-            )
-        self.vectors = nn.Parameter(torch.rand(num_classes * per_class, dim))
-        self.register_buffer("class_of", torch.arange(num_classes).repeat_interleave(per_class))
+        shape = (len(class_of), dim, *(window or ()))
+        if min(shape) < 1:
+            raise FgvczooError(f"prototypes of shape {shape}: every size must be at least 1")
+        self.vectors = nn.Parameter(torch.rand(shape))
+        self.register_buffer("class_of", class_of)
 
     def __len__(self) -> int:
         return self.vectors.shape[0]
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Rows and columns of cells that a prototype covers."""
+        height, width = self.vectors.shape[2:] or (1, 1)
+        return height, width
 
     @torch.no_grad()
     def normalize_(self) -> None:
@@ -55,9 +72,80 @@ class ClassConnection(nn.Linear):
             self.weight.copy_(torch.where(own_class(torch.arange(num_classes), class_of), own, other))
 
 
+class HeadOutput(Protocol):
+    """What a head says of a batch: logits (B, C), and the evidence (B, P) that its last layer weighs."""
+
+    @property
+    def logits(self) -> Tensor: ...
+
+    @property
+    def evidence(self) -> Tensor: ...
+
+
+class PrototypeHead(nn.Module, ABC):
+    """Add-on layers, prototypes and last layer on a trunk: what projection, analysis and explanation see of a paper.
+
+    Logits are `last_layer(evidence)`; the evidence of a prototype is the largest value of its `evidence_map`.
+    """
+
+    add_on: nn.Module
+    prototypes: Prototypes
+    last_layer: ClassConnection
+
+    def features(self, trunk_features: Tensor) -> Tensor:
+        """(B, F, H, W) -> (B, D, H', W')."""
+        features: Tensor = self.add_on(trunk_features)
+        return features
+
+    @abstractmethod
+    def head(self, features: Tensor) -> HeadOutput:
+        """(B, D, H, W) -> similarities and logits."""
+
+    @abstractmethod
+    def evidence_map(self, features: Tensor) -> Tensor:
+        """(B, P, H', W'): the map whose maximum is the evidence; what explanations show."""
+
+    @abstractmethod
+    def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Largest similarity and its cell, (B, P) each, by which prototypes are projected and images ranked."""
+
+    @abstractmethod
+    def nearest_map(self, features: Tensor) -> Tensor:
+        """(B, P, H', W'): the map whose maximum is the value of `nearest`; the box of a projected prototype is its."""
+
+    @torch.no_grad()
+    def replace_(self, patches: Tensor, found: Tensor) -> None:
+        """Sets the prototypes where `found` (P,) to patches (P, D, h, w); the others stay."""
+        vectors = self.prototypes.vectors
+        patches = patches.view_as(vectors)
+        vectors.copy_(torch.where(found.view(-1, *[1] * (vectors.ndim - 1)), patches, vectors))
+
+
+class PrototypeNetwork(nn.Module, ABC):
+    """One trunk and the heads on it, by name."""
+
+    backbone: Backbone
+
+    @property
+    @abstractmethod
+    def heads(self) -> Mapping[str, PrototypeHead]:
+        """The sets of prototypes, in the order of the paper."""
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, h, w) -> the feature map that each head compares its prototypes with."""
+        trunk = self.backbone(images)
+        return {name: head.features(trunk) for name, head in self.heads.items()}
+
+
 def own_class(labels: Tensor, class_of: Tensor) -> Tensor:
     """labels (B,), class_of (P,) -> (B, P) bool: prototype j is of the class of image i."""
     return labels[:, None] == class_of[None, :]
+
+
+def connection_l1(weight: Tensor, class_of: Tensor) -> Tensor:
+    """Sum of |W| (C, P) over the connections of prototypes to classes that are not theirs."""
+    other = ~own_class(torch.arange(len(weight), device=weight.device), class_of)
+    return (weight.abs() * other).sum()
 
 
 def masked_max(values: Tensor, mask: Tensor) -> Tensor:
@@ -66,12 +154,18 @@ def masked_max(values: Tensor, mask: Tensor) -> Tensor:
     return best.where(mask.any(dim=1), torch.zeros_like(best))
 
 
+def masked_min(values: Tensor, mask: Tensor) -> Tensor:
+    """Smallest value of each row where `mask` holds: (B, P), (B, P) -> (B,); 0 in rows where it holds nowhere."""
+    return -masked_max(-values, mask)
+
+
 @dataclass(frozen=True)
 class PrototypeSource:
     """Where a projected prototype comes from.
 
-    image: the data set's own id of the image. cell: row and column in the feature map. grid: the map's rows and columns.
-    box: x0, y0, x1, y1 of the activated region, in pixels of the original picture. value: similarity at projection.
+    image: the data set's own id of the image. cell: row and column in the feature map (of the upper left one, where a
+    prototype covers several). grid: the map's rows and columns (of places for it). box: x0, y0, x1, y1 of the activated
+    region, in pixels of the original picture. value: similarity at projection.
     """
 
     image: str
@@ -100,16 +194,21 @@ class PrototypeSource:
 class Projector:
     """Finds, for every prototype, the best patch of its own class over a whole data set.
 
-    Feed batches with `update`, in any order and on any number of ranks, then call `finish`. The winner does not depend
-    on order or ranks: largest value, ties to the lowest sample index, then to the lowest cell (ProtoPNet, section 2.2).
+    Feed batches with `update`, in any order and on any number of ranks, then call `merge_ranks`. The winner does not
+    depend on order or ranks: largest value, ties to the lowest sample index, then to the lowest cell (ProtoPNet,
+    section 2.2).
+
+    class_of: (P,) int64. window: cells that a prototype covers. any_class: search images of all classes.
     """
 
     class_of: Tensor
+    window: tuple[int, int] = (1, 1)
+    any_class: bool = False
     value: Tensor = field(init=False)  # (P,) best value so far
     sample: Tensor = field(init=False)  # (P,) index of its image in the data set, -1: none yet
     cell: Tensor = field(init=False)  # (P,) flat cell
     grid: Tensor = field(init=False)  # (P, 2) rows and columns of the map
-    patch: Tensor | None = field(init=False, default=None)  # (P, D)
+    patch: Tensor | None = field(init=False, default=None)  # (P, D, h, w)
 
     def __post_init__(self) -> None:
         count, device = len(self.class_of), self.class_of.device
@@ -122,48 +221,41 @@ class Projector:
     def update(self, features: Tensor, value: Tensor, cell: Tensor, labels: Tensor, index: Tensor) -> None:
         """One batch: features (B, D, H, W); value, cell (B, P) as `nearest_patch` gives them, larger is better;
         labels, index (B,). Raises `FgvczooError` when a value is not finite."""
-        if not torch.isfinite(value).all():
-            raise FgvczooError("projection: a similarity is NaN or infinite; the network has diverged, train it anew")
-        rows, columns = features.shape[2:]
-        value = value.float().masked_fill(~own_class(labels, self.class_of), -torch.inf)
+        check_finite(value)
+        grid = torch.tensor([n - k + 1 for n, k in zip(features.shape[2:], self.window)], device=value.device)
+        value = value.float()
+        if not self.any_class:
+            value = value.masked_fill(~own_class(labels, self.class_of), -torch.inf)
         best = value.amax(dim=0)
         # Among equal values the lowest sample index wins, whatever the order inside the batch.
         candidates = torch.where(value == best, index[:, None], torch.iinfo(torch.int64).max)
         sample, row = candidates.min(dim=0)
         better = (best > self.value) | ((best == self.value) & (sample < self.sample) & torch.isfinite(best))
-        prototype = torch.arange(len(self), device=value.device)
-        winner_cell = cell[row, prototype]
-        patch = features.flatten(2)[row, :, winner_cell].float()
-        self.patch = patch if self.patch is None else torch.where(better[:, None], patch, self.patch)
-        self.value = torch.where(better, best, self.value)
-        self.sample = torch.where(better, sample, self.sample)
-        self.cell = torch.where(better, winner_cell, self.cell)
-        self.grid = torch.where(better[:, None], torch.tensor([rows, columns], device=value.device), self.grid)
+        winner_cell = cell[row, torch.arange(len(self), device=value.device)]
+        patch = windows_at(features, row, winner_cell, self.window).float()
+        if self.patch is None:
+            self.patch = torch.zeros_like(patch)
+        self._take(better, {"value": best, "sample": sample, "cell": winner_cell, "patch": patch, "grid": grid})
+
+    def _take(self, better: Tensor, other: dict[str, Tensor]) -> None:
+        for key, theirs in other.items():
+            mine = getattr(self, key)
+            setattr(self, key, torch.where(better.view(-1, *[1] * (mine.ndim - 1)), theirs, mine))
 
     def __len__(self) -> int:
         return len(self.class_of)
 
     def merge_ranks(self) -> None:
         """Makes every rank hold the global winners; nothing to do in a single process. A collective call."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return
-        own = {k: getattr(self, k).cpu() if getattr(self, k) is not None else None for k in _MERGED}
-        parts: list[dict[str, Tensor | None] | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, own)
-        device = self.class_of.device
-        for part in parts:
-            assert part is not None
-            if part["patch"] is None:
+        for other in gather_ranks({key: getattr(self, key) for key in _MERGED}):
+            if other["patch"] is None:
                 continue  # a rank without images
-            other = {k: t.to(device) for k, t in part.items() if t is not None}
             if self.patch is None:
                 self.patch = torch.zeros_like(other["patch"])
             better = (other["value"] > self.value) | (
                 (other["value"] == self.value) & (other["sample"] < self.sample) & (other["sample"] >= 0)
             )
-            for key in _MERGED:
-                mine = getattr(self, key)
-                setattr(self, key, torch.where(better if mine.ndim == 1 else better[:, None], other[key], mine))
+            self._take(better, other)
 
     @property
     def found(self) -> Tensor:
@@ -174,10 +266,102 @@ class Projector:
 _MERGED = ("value", "sample", "cell", "grid", "patch")
 
 
+@dataclass
+class NearestImages:
+    """Finds, for every prototype, the k images (or patches) of a whole data set that are most like it, of any class.
+
+    Feed batches with `update`, then call `merge_ranks`, as with `Projector`. Best first, ties to the lowest sample
+    index, then to the lowest cell; fewer than k columns where the data set has fewer.
+    """
+
+    count: int
+    k: int
+    value: Tensor = field(init=False)  # (P, k) similarities
+    sample: Tensor = field(init=False)  # (P, k) indices in the data set
+    cell: Tensor = field(init=False)  # (P, k) flat cells
+    label: Tensor = field(init=False)  # (P, k) classes of the images
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise FgvczooError(f"nearest images: k={self.k}; expected at least 1")
+        self.value = torch.empty(self.count, 0)
+        self.sample, self.cell, self.label = (torch.empty(self.count, 0, dtype=torch.int64) for _ in range(3))
+
+    @torch.no_grad()
+    def update(self, value: Tensor, cell: Tensor | None, labels: Tensor, index: Tensor) -> None:
+        """One batch: value, cell (B, P) of each image's best patch; or the maps (B, P, H, W) and no cell, to rank every
+        patch. labels, index (B,). Raises `FgvczooError` when a value is not finite."""
+        check_finite(value)
+        if cell is None:
+            value = value.flatten(2)
+            cell = torch.arange(value.shape[2], device=value.device).expand_as(value)
+        shape = (*value.shape[:2], -1)
+        found = {
+            "value": value.float().reshape(shape),
+            "cell": cell.reshape(shape),
+            "sample": index[:, None, None].expand_as(value.reshape(shape)),
+            "label": labels[:, None, None].expand_as(value.reshape(shape)),
+        }
+        self._keep([{key: tensor.transpose(0, 1).flatten(1).cpu() for key, tensor in found.items()}])
+
+    def merge_ranks(self) -> None:
+        """Makes every rank hold the global lists; nothing to do in a single process. A collective call."""
+        others = gather_ranks({key: getattr(self, key) for key in _RANKED})
+        if others:
+            self.__post_init__()
+            self._keep(others)
+
+    def _keep(self, parts: list[dict[str, Tensor]]) -> None:
+        merged = {key: torch.cat([getattr(self, key), *(part[key] for part in parts)], dim=1) for key in _RANKED}
+        # By cell, then stably by sample, then stably by value.
+        order = merged["cell"].argsort(dim=1)
+        order = order.gather(1, merged["sample"].gather(1, order).argsort(dim=1, stable=True))
+        order = order.gather(1, merged["value"].gather(1, order).argsort(dim=1, stable=True, descending=True))
+        for key, tensor in merged.items():
+            setattr(self, key, tensor.gather(1, order[:, : self.k]))
+
+
+_RANKED = ("value", "sample", "cell", "label")
+
+
+def check_finite(value: Tensor) -> None:
+    """Raises `FgvczooError` where a similarity is not a number: its place would be arbitrary."""
+    if not torch.isfinite(value).all():
+        raise FgvczooError("projection: a similarity is NaN or infinite; the network has diverged, train it anew")
+
+
+def gather_ranks(own: dict[str, Tensor | None]) -> list[dict[str, Any]]:
+    """The tensors of all ranks, in their order, on this rank's device; empty in a single process. A collective call."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return []
+    devices = [tensor.device for tensor in own.values() if tensor is not None]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, {k: tensor.cpu() if tensor is not None else None for k, tensor in own.items()})
+    return [{k: tensor.to(devices[0]) if tensor is not None else None for k, tensor in part.items()} for part in parts]
+
+
+def windows_at(features: Tensor, image: Tensor, cell: Tensor, window: tuple[int, int]) -> Tensor:
+    """The window of each of n (image, cell): features (B, D, H, W), image, cell (n,) -> (n, D, h, w), a copy.
+
+    cell: row * (W - w + 1) + column of the window's upper left cell.
+    """
+    height, width = window
+    columns = features.shape[3] - width + 1
+    y = (cell // columns)[:, None] + torch.arange(height, device=cell.device)
+    x = (cell % columns)[:, None] + torch.arange(width, device=cell.device)
+    return features[image[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
+
+
 def duplicates(projector: Projector) -> int:
     """How many prototypes share their patch (image and cell) with a prototype before them."""
     seen = torch.stack([projector.sample, projector.cell], dim=1)[projector.found]
     return len(seen) - len(torch.unique(seen, dim=0))
+
+
+def activation_boxes(maps: Tensor, size: tuple[int, int], percentile: float = 95.0) -> np.ndarray:
+    """Maps (N, H, W) -> (N, 4) int64: the `high_activation_box` of each at the picture's size (height, width)."""
+    boxes = [high_activation_box(activation, percentile) for activation in upsample_map(maps, size)]
+    return np.array(boxes, np.int64).reshape(-1, 4)
 
 
 def high_activation_box(activation: Tensor, percentile: float = 95.0) -> tuple[int, int, int, int]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.optim import Optimizer
 
@@ -123,6 +124,9 @@ class StagedModule(L.LightningModule, ABC):
         loop = self.trainer.fit_loop
         limit = loop.max_epochs
         loop.max_epochs = self.plan.epochs if limit is None or limit < 0 else min(limit, self.plan.epochs)
+
+    def on_fit_start(self) -> None:
+        # Not in `setup`, which runs before a checkpoint is loaded: a resumed run has its own weights.
         if self.backbone_weights and self._resume is None:
             backbone = next(module for module in self.modules() if isinstance(module, Backbone))
             if self.trainer.is_global_zero:
@@ -175,6 +179,23 @@ class StagedModule(L.LightningModule, ABC):
             group["lr"] = group["base_lr"] * factor
         # DDP was built with everything trainable; freezing afterwards is safe with find_unused_parameters.
         freeze_all_but(list(self.plan.stages[stage].groups), self.groups())
+
+    def parameters_replaced(self) -> None:
+        """Call it at the end of an action that gave parameters new shapes: optimisers start anew, DDP wraps anew.
+
+        It takes place between two epochs, so the next checkpoint holds the new shapes (see `state_values`) and
+        optimisers, and a run resumed from it needs nothing more. Without a fit under way there is nothing to do.
+        """
+        if self._trainer is None or not self._trainer.training:
+            return
+        modules = self.groups()
+        self._optimizers = {name: build_optimizer(self.plan.stages[name], modules) for name in self.plan.used}
+        strategy = self.trainer.strategy
+        strategy.optimizers = [self._optimizers[self.stage_name]]
+        if isinstance(strategy, DDPStrategy):
+            self.requires_grad_(True)  # DDP knows only what requires gradients now; the next epoch freezes
+            strategy.model = self
+            strategy.configure_ddp()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Nothing may depend on a random stream that a resumed run cannot find again (dropout, drop path, mixup).

@@ -47,6 +47,8 @@ class ClassificationModule(StagedModule):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.num_classes < 2:
+            raise FgvczooError(f"num_classes={self.num_classes}; a classifier needs at least 2")
         self.val_metrics = self._metrics("val/")
         self.test_metrics = self._metrics("test/")
 
@@ -70,6 +72,18 @@ class ClassificationModule(StagedModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         return self._predictions(self(batch["image"]).softmax(dim=1), top=5, sources=[None] * len(batch["image"]))
+
+    def class_index(self, target: int | str) -> int:
+        """The index of a class given by name or index. Raises `FgvczooError` for one that the model does not have."""
+        if isinstance(target, str):
+            if target not in self.class_names:
+                raise FgvczooError(
+                    f"target={target!r} is no class of this model; classes are {', '.join(self.class_names[:5])}, ..."
+                )
+            return self.class_names.index(target)
+        if not 0 <= target < self.num_classes:
+            raise FgvczooError(f"target={target}: classes are 0..{self.num_classes - 1}")
+        return target
 
     # -- files --------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from fgvczoo.errors import FgvczooError, did_you_mean
 
 MODELS: dict[str, str] = {
     "linear": "fgvczoo.models.linear.LinearClassifier",
+    "protopnet": "fgvczoo.models.protopnet.ProtoPNet",
     "st-protopnet": "fgvczoo.models.st_protopnet.STProtoPNet",
 }
 

@@ -37,7 +37,8 @@ def test_equals_scipy(l1: float) -> None:
 
     start = torch.stack([weight.clamp_min(0), (-weight).clamp_min(0)]).numpy().ravel()
     options = {"maxiter": 20_000, "maxfun": 50_000, "ftol": 1e-15, "gtol": 1e-9}
-    best = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start), options=options)
+    bounds = [(0, None)] * len(start)
+    best = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     assert found.objective == pytest.approx(best.fun, rel=1e-4)
 
 

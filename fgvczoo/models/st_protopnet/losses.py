@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgvczoo.models.st_protopnet.network import Branch, BranchOutput
-from fgvczoo.nn.prototypes import masked_max, own_class
+from fgvczoo.nn.prototypes import connection_l1, masked_max, own_class
 
 
 @dataclass
@@ -67,12 +67,6 @@ def _mean_over_pairs(pairs: Tensor) -> Tensor:
     count = len(pairs) * (len(pairs) - 1)
     different = ~torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)
     return (pairs * different).sum() / max(count, 1)
-
-
-def connection_l1(weight: Tensor, class_of: Tensor) -> Tensor:
-    """Sum of |W| (C, P) over the connections of prototypes to classes that are not theirs."""
-    other = ~own_class(torch.arange(len(weight), device=weight.device), class_of)
-    return (weight.abs() * other).sum()
 
 
 def branch_terms(name: str, branch: Branch, output: BranchOutput, labels: Tensor) -> dict[str, Tensor]:

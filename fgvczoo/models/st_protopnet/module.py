@@ -1,37 +1,25 @@
-"""ST-ProtoPNet as a LightningModule: alternation, stages, projection, explanation."""
+"""ST-ProtoPNet as a LightningModule: alternation, stages, evaluation of each branch."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from fgvczoo.batch import Batch
 from fgvczoo.errors import FgvczooError
-from fgvczoo.explain.prototypes import Evidence, PrototypeExplanation
+from fgvczoo.explain.prototypes import PrototypeExplanation, explain_prototypes
 from fgvczoo.models.st_protopnet.losses import LossWeights, branch_loss, branch_terms
 from fgvczoo.models.st_protopnet.network import STProtoPNetNetwork, Variant
-from fgvczoo.nn.prototypes import (
-    Projector,
-    PrototypeSource,
-    duplicates,
-    high_activation_box,
-    upsample_map,
-)
-from fgvczoo.ops.nearest_patch import EPS
-from fgvczoo.preprocess import read_image
-from fgvczoo.tasks.base import DataSource, Needs
-from fgvczoo.tasks.classification import Box, ClassificationModule, crop
+from fgvczoo.tasks.classification import Box
+from fgvczoo.tasks.prototypes import PrototypeClassifier
 from fgvczoo.tasks.stages import Group, Stage
 
 
-class STProtoPNet(ClassificationModule):
+class STProtoPNet(PrototypeClassifier):
     """Support and trivial prototypes (Wang et al., "Learning Support and Trivial Prototypes for Interpretable Image
     Classification", ICCV 2023).
 
@@ -51,8 +39,6 @@ class STProtoPNet(ClassificationModule):
     """
 
     paper = "st-protopnet"
-    needs = Needs(splits=("train", "projection", "test"))
-    actions = {"project": "project"}
 
     def __init__(
         self,
@@ -73,13 +59,7 @@ class STProtoPNet(ClassificationModule):
     ) -> None:
         stages = stages if stages is not None else default_stages()
         plan = plan if plan is not None else DEFAULT_PLAN
-        super().__init__(num_classes, class_names, preprocess, backbone_weights, stages, plan)
-        self.save_hyperparameters(logger=False)
-        if idle_branch not in ("skip", "zero_grad"):
-            raise FgvczooError(f"idle_branch={idle_branch!r}; expected skip or zero_grad")
-        self.idle_branch = idle_branch
-        self.loss_weights = LossWeights(**loss) if isinstance(loss, dict) else loss or LossWeights()
-        self.network = STProtoPNetNetwork(
+        network = STProtoPNetNetwork(
             num_classes,
             backbone,
             variant=variant,
@@ -88,24 +68,17 @@ class STProtoPNet(ClassificationModule):
             out_index=out_index,
             backbone_options=backbone_options,
         )
-        self.pretrain_head = nn.Linear(self.network.backbone.channels, num_classes)
+        super().__init__(network, num_classes, class_names, preprocess, backbone_weights, stages, plan)
+        self.save_hyperparameters(logger=False)
+        if idle_branch not in ("skip", "zero_grad"):
+            raise FgvczooError(f"idle_branch={idle_branch!r}; expected skip or zero_grad")
+        self.idle_branch = idle_branch
+        self.loss_weights = LossWeights(**loss) if isinstance(loss, dict) else loss or LossWeights()
+        self.pretrain_head = nn.Linear(network.backbone.channels, num_classes)
         self.test_branches = nn.ModuleDict(
-            {name: MulticlassAccuracy(num_classes, average="micro") for name in self.network.branches}
+            {name: MulticlassAccuracy(num_classes, average="micro") for name in network.branches}
         )
-        self.sources: dict[str, list[PrototypeSource | None]] = {name: [] for name in self.network.branches}
-        self.source_dataset: str | None = None
-        self.prototypes_are_patches = False
         self.prepare_plan()
-
-    def groups(self) -> dict[str, nn.Module]:
-        branches = self.network.branches.values()
-        return {
-            "backbone": self.network.backbone,
-            "add_on": nn.ModuleList(branch.add_on for branch in branches),
-            "prototypes": nn.ModuleList(branch.prototypes for branch in branches),
-            "last_layer": nn.ModuleList(branch.last_layer for branch in branches),
-            "pretrain_head": self.pretrain_head,
-        }
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) -> logits (B, C), the sum of both branches'."""
@@ -117,9 +90,7 @@ class STProtoPNet(ClassificationModule):
         images, labels = batch["image"], batch["label"]
         features = self.network.backbone(images)
         if self.stage_name == "pretrain":
-            loss = F.cross_entropy(self.pretrain_head(features.mean(dim=(2, 3))), labels)
-            self.log("train/pretrain_loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True)
-            return loss
+            return self.pretraining_step(features, labels)
         name = self.branch_of(batch_idx)
         branch = self.network.branches[name]
         terms = branch_terms(name, branch, branch(features), labels)
@@ -143,78 +114,9 @@ class STProtoPNet(ClassificationModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        trained = self.plan.stages[self.stage_name].groups
-        if "prototypes" in trained:
+        if "prototypes" in self.plan.stages[self.stage_name].groups:
             for branch in self.network.branches.values():
                 branch.prototypes.normalize_()
-        if trained.keys() & {"backbone", "add_on", "prototypes"}:
-            self.prototypes_are_patches = False
-
-    # -- projection ---------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """Replaces every prototype by the most similar patch of its class among all training images, at unit length.
-
-        One pass over the data serves both branches; all prototypes are compared as they were before it. A class without
-        images keeps its prototypes.
-        """
-        source: DataSource = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.eval()  # the next epoch puts its stage's groups back into train mode
-        branches = self.network.branches
-        projectors = {name: Projector(branch.prototypes.class_of) for name, branch in branches.items()}
-        silent = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
-        for batch in track(source.loader("projection"), "projecting", transient=True, disable=silent):
-            trunk = self.network.backbone(batch["image"].to(self.device))
-            labels, index = batch["label"].to(self.device), batch["index"].to(self.device)
-            for name, branch in branches.items():
-                features = branch.features(trunk)
-                value, cell = branch.nearest(features)
-                projectors[name].update(features, value, cell, labels, index)
-        for name, branch in branches.items():
-            projector = projectors[name]
-            projector.merge_ranks()
-            assert projector.patch is not None
-            self.sources[name] = self._describe(source, name, projector)
-            found = projector.found[:, None]
-            unit = F.normalize(projector.patch, dim=1, eps=EPS)
-            branch.prototypes.vectors.copy_(torch.where(found, unit, branch.prototypes.vectors))
-            self._report(name, projector)
-        self.source_dataset = source.dataset_name
-        self.prototypes_are_patches = True
-
-    def _describe(self, source: DataSource, name: str, projector: Projector) -> list[PrototypeSource | None]:
-        """Where each prototype of a branch comes from; the box is that of its own map on its own image."""
-        branch = self.network.branches[name]
-        described: list[PrototypeSource | None] = [None] * len(projector)
-        for sample in torch.unique(projector.sample[projector.found]).tolist():
-            row = source.row(sample)
-            image = source.sample(sample)["image"]
-            features = branch.features(self.network.backbone(image[None].to(self.device)))
-            owned = torch.nonzero(projector.sample == sample).flatten().tolist()
-            maps = upsample_map(branch.nearest_map(features)[0, owned], self.preprocess.size)
-            x0, y0, x1, y1 = row["crop"] or (0, 0, row["width"], row["height"])
-            for prototype, activation in zip(owned, maps):
-                box = self.preprocess.boxes_backward(np.array([high_activation_box(activation)]), y1 - y0, x1 - x0)[0]
-                rows, columns = projector.grid[prototype].tolist()
-                described[prototype] = PrototypeSource(
-                    image=row["image_id"],
-                    cell=divmod(int(projector.cell[prototype]), columns),
-                    grid=(rows, columns),
-                    value=float(projector.value[prototype]),
-                    box=tuple(float(v) for v in box + [x0, y0, x0, y0]),  # type: ignore[arg-type]
-                )
-        return described
-
-    def _report(self, name: str, projector: Projector) -> None:
-        missing = torch.unique(projector.class_of[~projector.found]).tolist()
-        if missing:
-            names = ", ".join(self.class_names[c] for c in missing[:5])
-            self.print(f"projection: {len(missing)} classes have no image ({names}); their {name} prototypes stay")
-        self.print(
-            f"projection: {int(projector.found.sum())} {name} prototypes, {duplicates(projector)} of them on a patch that "
-            "another one has"
-        )
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
@@ -227,31 +129,8 @@ class STProtoPNet(ClassificationModule):
                 self.log(f"test/top1_{name}_only", metric, batch_size=len(batch["label"]))
         return output.logits
 
-    # -- plain state --------------------------------------------------------------------------------------------
-
-    def state_values(self) -> dict[str, Any]:
-        return {
-            "sources": {
-                name: [source.to_dict() if source is not None else None for source in sources]
-                for name, sources in self.sources.items()
-            },
-            "source_dataset": self.source_dataset,
-            "prototypes_are_patches": self.prototypes_are_patches,
-        }
-
-    def restore_state_values(self, state: dict[str, Any]) -> None:
-        self.sources = {
-            name: [
-                PrototypeSource.from_dict(source) if source is not None else None for source in state["sources"][name]
-            ]
-            for name in self.network.branches
-        }
-        self.source_dataset = state["source_dataset"]
-        self.prototypes_are_patches = bool(state["prototypes_are_patches"])
-
     # -- explanation --------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def explain(
         self, image: Any, *, target: int | str | None = None, top: int = 6, box: Box | None = None
     ) -> PrototypeExplanation:
@@ -260,68 +139,11 @@ class STProtoPNet(ClassificationModule):
         image, box: as `predict` takes them. target: class index or name to explain; None: the predicted one.
         top: how many prototypes get a map. The contributions of all prototypes sum to the class's logit.
         """
-        picture = crop(read_image(image), box)
-        self.eval()
-        tensor = self.preprocess(picture)[None].to(self.device)
-        trunk = self.network.backbone(tensor)
-        logits = torch.zeros(self.num_classes, device=self.device)
-        evidence: list[Evidence] = []
-        features = {name: branch.features(trunk) for name, branch in self.network.branches.items()}
-        outputs = {name: branch.head(features[name]) for name, branch in self.network.branches.items()}
-        logits = sum((output.logits[0] for output in outputs.values()), logits)
-        explained = int(logits.argmax()) if target is None else self._class_index(target)
-        others = logits.index_fill(0, torch.tensor([explained], device=logits.device), -torch.inf)
-        rival = int(others.argmax()) if self.num_classes > 1 else None
-        for name, branch in self.network.branches.items():
-            weight = branch.last_layer.weight[explained]
-            rival_weight = branch.last_layer.weight[rival] if rival is not None else torch.zeros_like(weight)
-            for prototype, similarity in enumerate(outputs[name].evidence[0].tolist()):
-                evidence.append(
-                    Evidence(
-                        kind=name,
-                        prototype=prototype,
-                        prototype_class=self.class_names[int(branch.prototypes.class_of[prototype])],
-                        similarity=similarity,
-                        weight=float(weight[prototype]),
-                        rival_weight=float(rival_weight[prototype]),
-                        source=self.sources[name][prototype] if self.sources[name] else None,
-                        picture=self.prototype_pictures.get(f"{name}.{prototype}"),
-                    )
-                )
-        evidence.sort(key=lambda e: (-e.contribution, e.kind, e.prototype))
-        shown = evidence[:top]
-        for entry in shown:
-            branch = self.network.branches[entry.kind]
-            activation = branch.evidence_map(features[entry.kind])[0, entry.prototype]
-            entry.map = upsample_map(activation[None], picture.shape[:2])[0].cpu().numpy()
-        return PrototypeExplanation(
-            image=picture,
-            class_name=self.class_names[explained],
-            predicted=self.class_names[int(logits.argmax())],
-            probability=float(logits.softmax(0)[explained]),
-            logit=float(logits[explained]),
-            rival=self.class_names[rival] if rival is not None else None,
-            rival_logit=float(logits[rival]) if rival is not None else 0.0,
-            evidence=evidence,
-            shown=len(shown),
-            dataset=self.source_dataset,
-            prototypes_are_patches=self.prototypes_are_patches,
-        )
-
-    def _class_index(self, target: int | str) -> int:
-        if isinstance(target, str):
-            if target not in self.class_names:
-                raise FgvczooError(
-                    f"target={target!r} is no class of this model; classes are {', '.join(self.class_names[:5])}, ..."
-                )
-            return self.class_names.index(target)
-        if not 0 <= target < self.num_classes:
-            raise FgvczooError(f"target={target}: classes are 0..{self.num_classes - 1}")
-        return target
+        return explain_prototypes(self, image, target=target, top=top, box=box)
 
 
-# The authors' run on cropped pictures with a ResNet or VGG trunk, with the projection moved to the end: after it nothing
-# but the last layer trains, so the prototypes of the result are patches.
+# The authors' run on cropped pictures with a ResNet or VGG trunk, with the projection moved to the end: after it
+# nothing but the last layer trains, so the prototypes of the result are patches.
 DEFAULT_PLAN: list[str | dict[str, int]] = [{"warm": 5}, {"joint": 25}, "project", {"last_layer": 10}]
 
 

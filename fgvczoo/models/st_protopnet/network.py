@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.nn.backbones import Backbone
-from fgvczoo.nn.prototypes import ClassConnection, Prototypes
+from fgvczoo.nn.prototypes import ClassConnection, PrototypeHead, PrototypeNetwork, Prototypes, class_identity
 from fgvczoo.ops import nearest_patch, similarity_map
 from fgvczoo.ops.nearest_patch import EPS
 
@@ -42,7 +42,7 @@ class Output(NamedTuple):
         return self.trivial.logits + self.support.logits
 
 
-class Branch(nn.Module):
+class Branch(PrototypeHead):
     """Add-on layers, prototypes and last layer of one branch.
 
     cropped: evidence is the largest projection z . p/|p| over cells, losses read the largest cosine (another cell, it
@@ -64,7 +64,7 @@ class Branch(nn.Module):
         else:
             grow = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False) if upsample else nn.Identity()
             self.add_on = nn.Sequential(grow, first, second)
-        self.prototypes = Prototypes(num_classes, per_class, dim)
+        self.prototypes = Prototypes(class_identity(num_classes, per_class), dim)
         self.prototypes.normalize_()  # the authors start from un-normalised ones, which only distorts the first step
         self.last_layer = ClassConnection(num_classes, self.prototypes.class_of)
 
@@ -72,10 +72,6 @@ class Branch(nn.Module):
     def unit_vectors(self) -> Tensor:
         """(P, D): the prototypes at unit length, as every similarity reads them."""
         return F.normalize(self.prototypes.vectors, dim=1, eps=EPS)
-
-    def features(self, trunk_features: Tensor) -> Tensor:
-        """(B, F, H, W) -> (B, D, H', W')."""
-        return self.add_on(trunk_features)
 
     def head(self, features: Tensor) -> BranchOutput:
         """(B, D, H, W) -> similarities and logits."""
@@ -100,6 +96,10 @@ class Branch(nn.Module):
         """(B, P, H, W): the map whose maximum is the value of `nearest`."""
         return similarity_map(features, self.unit_vectors, metric=self._metric)
 
+    def replace_(self, patches: Tensor, found: Tensor) -> None:
+        """As every head does, at unit length."""
+        super().replace_(F.normalize(patches, dim=1, eps=EPS), found)
+
     @property
     def _metric(self) -> str:
         return "dot" if self.variant == "cropped" else "cosine"
@@ -108,7 +108,7 @@ class Branch(nn.Module):
         return self.head(self.features(trunk_features))
 
 
-class STProtoPNetNetwork(nn.Module):
+class STProtoPNetNetwork(PrototypeNetwork):
     """Trunk and both branches.
 
     Args:
@@ -147,6 +147,11 @@ class STProtoPNetNetwork(nn.Module):
     def branches(self) -> dict[str, Branch]:
         """In the order of the paper: trivial, support."""
         return {"trivial": self.trivial, "support": self.support}
+
+    @property
+    def heads(self) -> dict[str, Branch]:
+        """The branches, as projection and explanation see them."""
+        return self.branches
 
     def forward(self, images: Tensor) -> Output:
         """(B, 3, h, w), normalised -> both branches' outputs."""

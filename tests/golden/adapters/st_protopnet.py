@@ -7,8 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fgvczoo.metrics import (
+    area_under_curve,
+    changed_share,
+    class_activation,
+    content_heatmap,
+    deletion_curve,
+    heatmap,
+    heatmap_iou,
+    outside_inside_ratio,
+)
 from fgvczoo.models.st_protopnet.losses import LossWeights, branch_loss, branch_terms
 from fgvczoo.models.st_protopnet.network import Branch, STProtoPNetNetwork
+from fgvczoo.models.st_protopnet.official import arguments_from_official, state_from_official
 from fgvczoo.nn.prototypes import Projector, high_activation_box, upsample_map
 from tests.golden.case import Case
 
@@ -41,6 +52,8 @@ def run(case: Case) -> dict[str, Tensor]:
     """Chooses by what the case configures and gives."""
     if "models" in case.config:
         return ensemble(case)
+    if "mask0" in case.inputs:
+        return interpretability(case)
     if "branch_of_step" in case.config:
         return train_steps(case)
     if "image" in case.inputs:
@@ -127,8 +140,7 @@ def projection(case: Case) -> dict[str, Tensor]:
                 x0, y0, x1, y1 = high_activation_box(upsample_map(activation, (size, size))[0])
                 boxes.append([image, y0, y1, x0, x1, int(labels[image])])
             assert projector.patch is not None
-            branch.prototypes.vectors.copy_(projector.patch)
-            branch.prototypes.normalize_()
+            branch.replace_(projector.patch, projector.found)
             images = len(case.outputs[f"logits_{name}_after"])
             after = branch.head(features[:images])
         columns = features.shape[3]
@@ -142,6 +154,41 @@ def projection(case: Case) -> dict[str, Tensor]:
             f"logits_{name}_after": after.logits,
             f"max_similarity_{name}_after": after.loss_similarity,
         }
+    return result
+
+
+def interpretability(case: Case) -> dict[str, Tensor]:
+    """Heat maps of the labelled class, how they agree with the object, and the curve of deletion; image by image."""
+    network = build(case.config, case.state).eval()
+
+    def probabilities(images: Tensor) -> Tensor:
+        output = network(images)
+        return torch.stack([getattr(output, name).logits.softmax(1) for name in BRANCHES]).mean(0)
+
+    result: dict[str, Tensor] = {}
+    size, step = (case.config["img_size"], case.config["img_size"]), case.config["deletion_step"]
+    for number in range(sum(key.startswith("mask") for key in case.inputs)):
+        image, label = case.inputs[f"image{number}"], case.inputs[f"label{number}"]
+        mask = case.inputs[f"mask{number}"][:, 0] > 0
+        with torch.no_grad():
+            trunk = network.backbone(image)
+            maps = [
+                class_activation(branch.evidence_map(branch.features(trunk)), branch.prototypes.class_of, label)
+                for branch in network.branches.values()
+            ]
+            activation = torch.stack(maps).mean(0)
+            heat = heatmap(activation, (mask.shape[1], mask.shape[2]))
+            curve = deletion_curve(probabilities, image, heatmap(activation, size), step=step)
+        found = {
+            "activation_map": activation,
+            "heatmap": heat,
+            "deletion_scores": curve,
+            "deletion_auc": area_under_curve(curve, changed_share(*size, step)),
+            "content_heatmap": content_heatmap(heat, mask),
+            "oirr": outside_inside_ratio(heat, mask),
+            "iou": heatmap_iou(heat, mask, case.config["iou_threshold"]),
+        }
+        result |= {f"{key}{number}": values[0] for key, values in found.items()}
     return result
 
 
@@ -177,30 +224,14 @@ def train_steps(case: Case) -> dict[str, Tensor]:
 
 
 def build(config: dict[str, Any], state: dict[str, Tensor]) -> STProtoPNetNetwork:
-    """The network of a configuration with the authors' weights."""
-    blocks = config["resnet50_layer4_blocks"]
-    network = STProtoPNetNetwork(
-        config["num_classes"],
-        config["backbone"],
-        variant=config["variant"],
-        prototypes_per_class=config["prototypes_per_class_per_branch"],
-        prototype_dim=config["prototype_shape"][1],
-        backbone_options={"layers": [3, 4, 6, blocks]} if blocks else None,
-    )
-    renamed = {}
-    for key, value in state.items():
-        first, _, rest = key.partition(".")
-        kind, _, branch = first.rpartition("_")
-        if first == "features":
-            renamed[f"backbone.trunk.{rest}"] = value
-        elif kind == "prototype_vectors":
-            renamed[f"{branch}.prototypes.vectors"] = value.flatten(1)
-        else:
-            renamed[f"{branch}.{kind.removesuffix('_layers')}.{rest}"] = value
-    missing, unexpected = network.load_state_dict(renamed, strict=False)
-    left = [key for key in missing if not key.endswith("class_of")]
-    if left or unexpected:
-        raise ValueError(f"missing {left[:3]}, unexpected {unexpected[:3]}")
+    """The network that the authors' weights imply; what a case says of it has to agree."""
+    arguments = arguments_from_official(state)
+    network = STProtoPNetNetwork(**arguments)
+    network.load_state_dict(state_from_official(state))
+    said = (config["backbone"], config["variant"], config["prototype_shape"][1], config["num_classes"])
+    implied = tuple(arguments[key] for key in ("backbone", "variant", "prototype_dim", "num_classes"))
+    if said != implied:
+        raise ValueError(f"the weights imply {implied}, the case says {said}")
     return network
 
 

@@ -1,0 +1,202 @@
+"""Times the steps of part-prototype training against the authors' formulation: `python benchmarks/steps.py`.
+
+- closeness: ST-ProtoPNet's closeness loss, forward and backward, 200 classes, 5 prototypes of 64 channels each. The
+  authors build the products of all pairs as one (C, K, D, C, K) array; here it is one matrix product.
+- projection: 2000 prototypes (200 classes) over 1000 images, feature maps given (128 x 7 x 7). The authors compute
+  whole similarity maps of a batch, copy them to numpy and loop over the prototypes.
+- last layer: of 2000 prototypes for 200 classes, similarities of 3000 images given. The authors make 20 passes of Adam at
+  1e-4 over the images; here a proximal method runs on the stored similarities until it reaches their objective. Both
+  get the similarities for nothing, so the passes through the trunk that only the authors need are not counted.
+
+Every way runs in a fresh process with one thread: one warm-up, median of 5 runs, growth of the resident set. Writes
+results/steps.json and .md.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ops import CPU, processor
+from torch import Tensor
+from torch.nn import functional as F
+
+from fgvczoo.files import write_text
+from fgvczoo.models.st_protopnet.losses import closeness
+from fgvczoo.nn.last_layer import objective, solve_last_layer
+from fgvczoo.nn.prototypes import ClassConnection, Projector, own_class
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = 5
+Step = Callable[[], Any]
+
+
+def unit_prototypes(classes: int, per_class: int, dim: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return F.normalize(torch.randn(classes * per_class, dim, generator=generator), dim=1)
+
+
+def closeness_authors(vectors: Tensor, classes: int) -> Tensor:
+    grouped = vectors.view(classes, -1, vectors.shape[1])  # (C, K, D)
+    products = grouped[..., None, None] * grouped.permute(2, 0, 1)[None, None]  # (C, K, D, C, K)
+    smallest = products.sum(2).permute(0, 2, 1, 3).flatten(2).amin(2)  # (C, C)
+    return -smallest[~torch.eye(classes, dtype=torch.bool)].mean()
+
+
+def closeness_step(way: str) -> Step:
+    vectors = unit_prototypes(200, 5, 64).requires_grad_()
+    loss = closeness_authors if way == "authors" else closeness
+
+    def step() -> float:
+        vectors.grad = None
+        value = loss(vectors, 200)
+        value.backward()
+        return float(value.detach())
+
+    return step
+
+
+IMAGES, CLASSES, PER_CLASS, BATCH = 1000, 200, 10, 75
+
+
+def projection_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.rand(IMAGES, 128, 7, 7, generator=generator)
+    labels = torch.arange(IMAGES) % CLASSES
+    return features, labels, torch.rand(CLASSES * PER_CLASS, 128, generator=generator), torch.arange(IMAGES)
+
+
+def projection_authors() -> list[tuple[int, int]]:
+    """Squared distances by two convolutions, then a loop over the prototypes of every batch."""
+    features, labels, vectors, index = projection_inputs()
+    kernels = vectors[:, :, None, None]
+    smallest = np.full(len(vectors), np.inf)
+    found = [(-1, -1)] * len(vectors)
+    patches = np.zeros(vectors.shape, np.float32)
+    for rows in index.split(BATCH):
+        with torch.no_grad():
+            square = F.conv2d(features[rows] ** 2, torch.ones_like(kernels))
+            norm = (vectors**2).sum(1).view(-1, 1, 1)
+            distances = F.relu(square - 2 * F.conv2d(features[rows], kernels) + norm).numpy()
+        maps = features[rows].numpy()
+        images_of = {c: [i for i, label in enumerate(labels[rows].tolist()) if label == c] for c in range(CLASSES)}
+        for prototype in range(len(vectors)):
+            images = images_of[prototype // PER_CLASS]
+            if not images:
+                continue
+            own = distances[images, prototype]
+            best = own.min()
+            if best < smallest[prototype]:
+                image, row, column = np.unravel_index(own.argmin(), own.shape)
+                smallest[prototype] = best
+                found[prototype] = (int(rows[images[image]]), int(row * own.shape[2] + column))
+                patches[prototype] = maps[images[image], :, row, column]
+    return found
+
+
+def projection_ours() -> list[tuple[int, int]]:
+    features, labels, vectors, index = projection_inputs()
+    projector = Projector(torch.arange(len(vectors)) // PER_CLASS)
+    for rows in index.split(BATCH):
+        projector.update(features[rows], vectors, "l2", labels[rows], rows)
+    return list(zip(projector.sample.tolist(), projector.cell.tolist()))
+
+
+def last_layer_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    class_of = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
+    labels = torch.arange(3000) % CLASSES
+    similarity = torch.rand(3000, len(class_of), generator=generator) * 2
+    similarity += own_class(labels, class_of) * torch.rand(3000, 1, generator=generator) * 3
+    penalised = ~own_class(torch.arange(CLASSES), class_of)
+    return similarity, labels, ClassConnection(CLASSES, class_of).weight.detach().clone(), penalised
+
+
+def last_layer_authors() -> float:
+    similarity, labels, weight, penalised = last_layer_inputs()
+    weight.requires_grad_()
+    optimizer = torch.optim.Adam([weight], lr=1e-4)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        for rows in torch.randperm(len(labels), generator=generator).split(80):
+            optimizer.zero_grad()
+            objective(weight, similarity[rows], labels[rows], penalised, 1e-4).backward()
+            optimizer.step()
+    return float(objective(weight.detach(), similarity, labels, penalised, 1e-4))
+
+
+def last_layer_ours(target: float) -> float:
+    similarity, labels, weight, penalised = last_layer_inputs()
+    return solve_last_layer(similarity, labels, weight, penalised, target=target).objective
+
+
+def measure(step_name: str, way: str, argument: Any) -> dict[str, Any]:
+    """For a fresh process."""
+    torch.set_num_threads(1)
+    steps: dict[tuple[str, str], Step] = {
+        ("closeness", "authors"): lambda: closeness_step("authors")(),
+        ("closeness", "ours"): lambda: closeness_step("ours")(),
+        ("projection", "authors"): projection_authors,
+        ("projection", "ours"): projection_ours,
+        ("last layer", "authors"): last_layer_authors,
+        ("last layer", "ours"): lambda: last_layer_ours(argument),
+    }
+    step = steps[step_name, way]
+    device = CPU()
+    F.cross_entropy(torch.zeros(1, 2, requires_grad=True), torch.zeros(1, dtype=torch.int64)).backward()
+    device.reset_memory()
+    result = step()
+    times = [device.seconds(step) for _ in range(RUNS)]
+    return {"result": result, "seconds": statistics.median(times), "best": min(times), "memory": device.extra_memory()}
+
+
+def main() -> None:
+    fresh = multiprocessing.get_context("spawn")
+    rows: dict[str, dict[str, Any]] = {}
+    for name in ("closeness", "projection", "last layer"):
+        rows[name] = {}
+        argument = None
+        for way in ("authors", "ours"):
+            with fresh.Pool(1) as worker:
+                rows[name][way] = worker.apply(measure, (name, way, argument))
+            argument = rows[name][way]["result"]
+        authors, ours = (rows[name][way].pop("result") for way in ("authors", "ours"))
+        if name == "projection":
+            assert authors == ours, "projection: the two ways disagree"
+        elif name == "closeness":
+            assert abs(authors - ours) < 1e-5, "closeness: the two ways disagree"
+        else:
+            assert ours <= authors, "last layer: the authors' objective was not reached"
+    lines = [
+        "# Steps of part-prototype training",
+        "",
+        (
+            f"{processor()}, 1 thread; torch {torch.__version__}, Python {platform.python_version()}; median (best) of "
+            f"{RUNS} runs. `python benchmarks/steps.py` writes this file."
+        ),
+        "",
+        "| step | authors' formulation, ms | here, ms | ratio | extra memory, MiB | ratio |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in rows.items():
+        theirs, ours = row["authors"], row["ours"]
+        times = [f"{1e3 * r['seconds']:.1f} ({1e3 * r['best']:.1f})" for r in (theirs, ours)]
+        memory = [r["memory"] / 2**20 for r in (theirs, ours)]
+        lines.append(
+            f"| {name} | {times[0]} | {times[1]} | {theirs['seconds'] / ours['seconds']:.1f} | "
+            f"{memory[0]:.0f} / {memory[1]:.0f} | {memory[0] / max(memory[1], 1):.1f} |"
+        )
+    write_text(RESULTS / "steps.md", "\n".join(lines) + "\n")
+    write_text(RESULTS / "steps.json", json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

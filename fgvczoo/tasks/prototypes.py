@@ -1,0 +1,211 @@
+"""Classifiers whose logits are sums over prototypes: projection, provenance, nearest images; what papers share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fgvczoo.batch import Batch
+from fgvczoo.nn.prototypes import (
+    NearestImages,
+    Projector,
+    PrototypeNetwork,
+    PrototypeSource,
+    activation_boxes,
+    duplicates,
+)
+from fgvczoo.tasks.base import DataSource, Needs
+from fgvczoo.tasks.classification import ClassificationModule
+from fgvczoo.tasks.stages import Stage
+
+
+class PrototypeClassifier(ClassificationModule):
+    """Base of part-prototype classifiers. `forward` gives logits, the sum over the heads of `network`.
+
+    Groups: backbone, add_on, prototypes, last_layer, pretrain_head. Action: project. A subclass builds its network,
+    sets `pretrain_head`, and defines `training_step`, which calls `pretraining_step` in the stage "pretrain".
+    """
+
+    needs = Needs(splits=("train", "projection", "test"))
+    actions = {"project": "project"}
+    # Projection searches images of all classes.
+    class_agnostic = False
+    pretrain_head: nn.Linear
+
+    def __init__(
+        self,
+        network: PrototypeNetwork,
+        num_classes: int,
+        class_names: list[str] | None,
+        preprocess: dict[str, Any] | None,
+        backbone_weights: str | None,
+        stages: dict[str, Stage],
+        plan: Sequence[str | dict[str, int]],
+    ) -> None:
+        super().__init__(num_classes, class_names, preprocess, backbone_weights, stages, plan)
+        self.network: Any = network
+        self.sources: dict[str, list[PrototypeSource | None]] = {name: [] for name in network.heads}
+        self.source_dataset: str | None = None
+        self.prototypes_are_patches = False
+
+    def groups(self) -> dict[str, nn.Module]:
+        heads = self.network.heads.values()
+        return {
+            "backbone": self.network.backbone,
+            "add_on": nn.ModuleList(head.add_on for head in heads),
+            "prototypes": nn.ModuleList(head.prototypes for head in heads),
+            "last_layer": nn.ModuleList(head.last_layer for head in heads),
+            "pretrain_head": self.pretrain_head,
+        }
+
+    def pretraining_step(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of a linear layer on the mean of the trunk's features (B, F, H, W): a stand-in for an ImageNet
+        trunk where training starts from random weights."""
+        loss = F.cross_entropy(self.pretrain_head(features.mean(dim=(2, 3))), labels)
+        self.log("train/pretrain_loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True)
+        return loss
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.plan.stages[self.stage_name].groups.keys() & {"backbone", "add_on", "prototypes"}:
+            self.prototypes_are_patches = False
+
+    # -- projection ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def project(self, data: DataSource | None = None) -> None:
+        """Replaces every prototype by the most similar patch of its class among all training images.
+
+        One pass over the split "projection" serves all heads; all prototypes are compared as they were before it. A
+        class without images keeps its prototypes. data: the trainer's, unless given. Leaves the module in eval mode.
+        """
+        data = self._data(data)
+        self.eval()  # the next epoch puts its stage's groups back into train mode
+        heads = self.network.heads
+        projectors = {
+            name: Projector(head.prototypes.class_of, head.prototypes.window, self.class_agnostic)
+            for name, head in heads.items()
+        }
+        for batch in self._batches(data, "projection", "projecting"):
+            labels, index = batch["label"].to(self.device), batch["index"].to(self.device)
+            for name, features in self.network.features(batch["image"].to(self.device)).items():
+                value, cell = heads[name].nearest(features)
+                projectors[name].update(features, value, cell, labels, index)
+        for projector in projectors.values():
+            projector.merge_ranks()
+        self.sources = self._describe(data, projectors)  # by the maps of the prototypes before they move
+        for name, projector in projectors.items():
+            assert projector.patch is not None
+            heads[name].replace_(projector.patch, projector.found)
+            self._report(name, projector)
+        self.source_dataset = data.dataset_name
+        self.prototypes_are_patches = True
+
+    def _describe(self, data: DataSource, projectors: dict[str, Projector]) -> dict[str, list[PrototypeSource | None]]:
+        """Where each prototype comes from; the box is that of its own map on its own image."""
+        described: dict[str, list[PrototypeSource | None]] = {name: [None] * len(p) for name, p in projectors.items()}
+        samples = torch.cat([projector.sample[projector.found] for projector in projectors.values()])
+        for sample in torch.unique(samples).tolist():
+            image_id = str(data.row(sample)["image_id"])
+            features = self.network.features(data.sample(sample)["image"][None].to(self.device))
+            for name, projector in projectors.items():
+                owned = torch.nonzero(projector.sample == sample).flatten().tolist()
+                maps = self.network.heads[name].nearest_map(features[name])[0, owned]
+                for prototype, box in zip(owned, self.boxes_on(data, sample, maps)):
+                    rows, columns = projector.grid[prototype].tolist()
+                    described[name][prototype] = PrototypeSource(
+                        image=image_id,
+                        cell=divmod(int(projector.cell[prototype]), columns),
+                        grid=(rows, columns),
+                        value=float(projector.value[prototype]),
+                        box=tuple(float(v) for v in box),  # type: ignore[arg-type]
+                    )
+        return described
+
+    def boxes_on(self, data: DataSource, sample: int, maps: Tensor) -> np.ndarray:
+        """The high-activation boxes of maps (N, H, W) of a row of the data: (N, 4), x0, y0, x1, y1 in pixels of the
+        original picture."""
+        row = data.row(sample)
+        x0, y0, x1, y1 = row["crop"] or (0, 0, row["width"], row["height"])
+        boxes = activation_boxes(maps, self.preprocess.size)
+        return self.preprocess.boxes_backward(boxes, y1 - y0, x1 - x0) + np.array([x0, y0, x0, y0])
+
+    def _report(self, name: str, projector: Projector) -> None:
+        missing = torch.unique(projector.class_of[~projector.found]).tolist()
+        if missing:
+            names = ", ".join(self.class_names[c] for c in missing[:5])
+            self.say(f"projection: {len(missing)} classes have no image ({names}); their {name} prototypes stay")
+        images = len(torch.unique(projector.sample[projector.found]))
+        self.say(
+            f"projection: {int(projector.found.sum())} {name} prototypes from {images} images, "
+            f"{duplicates(projector)} of them on a patch that another one has"
+        )
+
+    # -- nearest images -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def nearest_images(
+        self, data: DataSource | None = None, *, split: str = "train_plain", k: int = 6, patches: bool = False
+    ) -> dict[str, NearestImages]:
+        """The k images of a split, of any class, that are most like each prototype, for each head; one pass.
+
+        patches: rank every patch, not only the best one of each image. data: the trainer's, unless given. Leaves the
+        module in eval mode.
+        """
+        data = self._data(data)
+        self.eval()
+        heads = self.network.heads
+        nearest = {name: NearestImages(len(head.prototypes), k) for name, head in heads.items()}
+        for batch in self._batches(data, split, "ranking images"):
+            for name, features in self.network.features(batch["image"].to(self.device)).items():
+                head = heads[name]
+                value, cell = (head.nearest_map(features), None) if patches else head.nearest(features)
+                nearest[name].update(value, cell, batch["label"].to(self.device), batch["index"].to(self.device))
+        for found in nearest.values():
+            found.merge_ranks()
+        return nearest
+
+    # -- plain state --------------------------------------------------------------------------------------------
+
+    def state_values(self) -> dict[str, Any]:
+        return {
+            "sources": {
+                name: [source.to_dict() if source is not None else None for source in sources]
+                for name, sources in self.sources.items()
+            },
+            "source_dataset": self.source_dataset,
+            "prototypes_are_patches": self.prototypes_are_patches,
+        }
+
+    def restore_state_values(self, state: dict[str, Any]) -> None:
+        self.sources = {
+            name: [
+                PrototypeSource.from_dict(source) if source is not None else None for source in state["sources"][name]
+            ]
+            for name in self.network.heads
+        }
+        self.source_dataset = state["source_dataset"]
+        self.prototypes_are_patches = bool(state["prototypes_are_patches"])
+
+    # -- the trainer, or none -----------------------------------------------------------------------------------
+
+    def _data(self, data: DataSource | None) -> DataSource:
+        return data if data is not None else self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _batches(self, data: DataSource, split: str, title: str) -> Iterable[Batch]:
+        trainer = self._trainer
+        silent = trainer is None or trainer.progress_bar_callback is None or not trainer.is_global_zero
+        return track(data.loader(split), title, transient=True, disable=silent)
+
+    def say(self, line: str) -> None:
+        """Prints a line, once over all processes."""
+        if self._trainer is None:
+            print(line)
+        else:
+            self.print(line)
