@@ -4,7 +4,7 @@
   authors build the products of all pairs as one (C, K, D, C, K) array; here it is one matrix product.
 - projection: 2000 prototypes (200 classes) over 1000 images, feature maps given (128 x 7 x 7). The authors compute
   whole similarity maps of a batch, copy them to numpy and loop over the prototypes.
-- last layer: of 2000 prototypes for 200 classes, similarities of 3000 images given. The authors make 20 passes of Adam at
+- last layer: 2000 prototypes, 200 classes, similarities of 3000 images given. The authors make 20 passes of Adam at
   1e-4 over the images; here a proximal method runs on the stored similarities until it reaches their objective. Both
   get the similarities for nothing, so the passes through the trunk that only the authors need are not counted.
 
@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgvczoo.files import write_text
+from fgvczoo.models.protopnet.network import Head
 from fgvczoo.models.st_protopnet.losses import closeness
 from fgvczoo.nn.last_layer import objective, solve_last_layer
 from fgvczoo.nn.prototypes import ClassConnection, Projector, own_class
@@ -103,9 +104,13 @@ def projection_authors() -> list[tuple[int, int]]:
 
 def projection_ours() -> list[tuple[int, int]]:
     features, labels, vectors, index = projection_inputs()
-    projector = Projector(torch.arange(len(vectors)) // PER_CLASS)
-    for rows in index.split(BATCH):
-        projector.update(features[rows], vectors, "l2", labels[rows], rows)
+    with torch.no_grad():
+        head = Head(128, CLASSES, torch.arange(len(vectors)) // PER_CLASS, 128)
+        head.prototypes.vectors.copy_(vectors[:, :, None, None])
+        projector = Projector(head.prototypes.class_of)
+        for rows in index.split(BATCH):
+            value, cell = head.nearest_own(features[rows], labels[rows])
+            projector.update(features[rows], value, cell, labels[rows], rows)
     return list(zip(projector.sample.tolist(), projector.cell.tolist()))
 
 

@@ -106,8 +106,21 @@ class PrototypeHead(nn.Module, ABC):
         """(B, P, H', W'): the map whose maximum is the evidence; what explanations show."""
 
     @abstractmethod
-    def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Largest similarity and its cell, (B, P) each, by which prototypes are projected and images ranked."""
+    def nearest(self, features: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Largest similarity and its cell, (B, P) each, by which prototypes are projected and images ranked.
+
+        which: (B, K) int64, the prototypes that each image is compared with; the result is (B, K). None: all.
+        """
+
+    def nearest_own(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `nearest`, (B, P) each, but an image is compared with the prototypes of its class only; -inf elsewhere."""
+        own = class_members(self.prototypes.class_of, self.last_layer.out_features)[labels]
+        value, cell = self.nearest(features, own.clamp_min(0))
+        image, place = torch.nonzero(own >= 0, as_tuple=True)
+        prototype = own[image, place]
+        shape = (len(features), len(self.prototypes))
+        values = value.new_full(shape, -torch.inf).index_put((image, prototype), value[image, place])
+        return values, cell.new_zeros(shape).index_put((image, prototype), cell[image, place])
 
     @abstractmethod
     def nearest_map(self, features: Tensor) -> Tensor:
@@ -140,6 +153,16 @@ class PrototypeNetwork(nn.Module, ABC):
 def own_class(labels: Tensor, class_of: Tensor) -> Tensor:
     """labels (B,), class_of (P,) -> (B, P) bool: prototype j is of the class of image i."""
     return labels[:, None] == class_of[None, :]
+
+
+def class_members(class_of: Tensor, num_classes: int) -> Tensor:
+    """(P,) -> (C, K) int64: the prototypes of each class in order, K those of the largest; -1 where one has fewer."""
+    count = torch.bincount(class_of, minlength=num_classes)
+    order = class_of.argsort(stable=True)
+    place = torch.arange(len(class_of), device=class_of.device) - (count.cumsum(0) - count)[class_of[order]]
+    members = class_of.new_full((num_classes, max(int(count.max()), 1)), -1)
+    members[class_of[order], place] = order
+    return members
 
 
 def connection_l1(weight: Tensor, class_of: Tensor) -> Tensor:
@@ -219,13 +242,14 @@ class Projector:
 
     @torch.no_grad()
     def update(self, features: Tensor, value: Tensor, cell: Tensor, labels: Tensor, index: Tensor) -> None:
-        """One batch: features (B, D, H, W); value, cell (B, P) as `nearest_patch` gives them, larger is better;
-        labels, index (B,). Raises `FgvczooError` when a value is not finite."""
-        check_finite(value)
+        """One batch: features (B, D, H, W); value, cell (B, P) as a head's `nearest` or, unless any class is searched,
+        `nearest_own` gives them, larger is better; labels, index (B,). Raises `FgvczooError` when a value that counts
+        is not finite."""
         grid = torch.tensor([n - k + 1 for n, k in zip(features.shape[2:], self.window)], device=value.device)
         value = value.float()
-        if not self.any_class:
-            value = value.masked_fill(~own_class(labels, self.class_of), -torch.inf)
+        other = ~own_class(labels, self.class_of) if not self.any_class else torch.zeros_like(value, dtype=torch.bool)
+        check_finite(value.masked_fill(other, 0))
+        value = value.masked_fill(other, -torch.inf)
         best = value.amax(dim=0)
         # Among equal values the lowest sample index wins, whatever the order inside the batch.
         candidates = torch.where(value == best, index[:, None], torch.iinfo(torch.int64).max)

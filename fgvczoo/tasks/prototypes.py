@@ -95,7 +95,8 @@ class PrototypeClassifier(ClassificationModule):
         for batch in self._batches(data, "projection", "projecting"):
             labels, index = batch["label"].to(self.device), batch["index"].to(self.device)
             for name, features in self.network.features(batch["image"].to(self.device)).items():
-                value, cell = heads[name].nearest(features)
+                head = heads[name]
+                value, cell = head.nearest(features) if self.class_agnostic else head.nearest_own(features, labels)
                 projectors[name].update(features, value, cell, labels, index)
         for projector in projectors.values():
             projector.merge_ranks()

@@ -333,3 +333,22 @@ def test_backend_is_restored_and_checked() -> None:
     with use_backend("cpu"), pytest.raises(FgvczooError, match="meta"):
         nearest_patch(torch.rand(1, 3, 2, 2, device="meta"), torch.rand(2, 3, device="meta"))
     assert nearest_patch(torch.rand(1, 3, 2, 2, device="meta"), torch.rand(2, 3, device="meta"))[0].shape == (1, 2)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("window", [None, (2, 1)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_set_of_prototypes_for_each_image(metric: str, window: tuple[int, int] | None, count: int) -> None:
+    """(B, P, D[, h, w]) is image by image what (P, D[, h, w]) is."""
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(4, 5, 3, 6, generator=generator)
+    prototypes = torch.randn(4, count, 5, *(window or ()), generator=generator)
+    value, index = nearest_patch(patches, prototypes, metric)
+    maps = similarity_map(patches, prototypes, metric)
+    for image in range(4):
+        one, place = nearest_patch(patches[image, None], prototypes[image], metric)
+        torch.testing.assert_close(value[image], one[0])
+        assert torch.equal(index[image], place[0])
+        torch.testing.assert_close(maps[image], similarity_map(patches[image, None], prototypes[image], metric)[0])
+    with pytest.raises(FgvczooError, match="one such set for each image"):
+        nearest_patch(patches, prototypes[:2], metric)

@@ -104,8 +104,9 @@ class Head(PrototypeHead):
     def evidence_map(self, features: Tensor) -> Tensor:
         return similarity(self.distance_map(features), self.activation)
 
-    def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        distance, cell = nearest_patch(features, self.prototypes.vectors, metric="l2")
+    def nearest(self, features: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        vectors = self.prototypes.vectors if which is None else self.prototypes.vectors[which]
+        distance, cell = nearest_patch(features, vectors, metric="l2")
         return similarity(distance, self.activation), cell
 
     def nearest_map(self, features: Tensor) -> Tensor:

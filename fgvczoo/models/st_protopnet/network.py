@@ -88,9 +88,10 @@ class Branch(PrototypeHead):
         nearest = self.nearest_map(features)
         return nearest if self.variant == "cropped" else F.relu(nearest)
 
-    def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and cell (B, P) by which prototypes are projected: z . p/|p| (cropped), the plain cosine (full)."""
-        return nearest_patch(features, self.unit_vectors, metric=self._metric)
+    def nearest(self, features: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Value and cell by which prototypes are projected: z . p/|p| (cropped), the plain cosine (full)."""
+        vectors = self.unit_vectors if which is None else self.unit_vectors[which]
+        return nearest_patch(features, vectors, metric=self._metric)
 
     def nearest_map(self, features: Tensor) -> Tensor:
         """(B, P, H, W): the map whose maximum is the value of `nearest`."""

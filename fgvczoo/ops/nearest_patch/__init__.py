@@ -24,7 +24,9 @@ def nearest_patch(patches: Tensor, prototypes: Tensor, metric: str = "l2") -> tu
 
     Args:
         patches: feature maps (B, D, H, W), any strides; B may be 0.
-        prototypes: (P, D), or (P, D, h, w): then a patch is an h x w window, stride 1, no padding.
+        prototypes: (P, D), or (P, D, h, w): then a patch is an h x w window, stride 1, no padding. With one more
+            dimension in front, (B, P, D) or (B, P, D, h, w), every image has prototypes of its own, as when each is
+            compared with those of its class only.
         metric: "l2": the smallest squared Euclidean distance, >= 0, exactly 0 for a prototype that is a patch.
             "cosine": the largest cosine, in [-1, 1] up to rounding; norms are at least 1e-12, so a zero vector gives
             0. A window counts as one vector. "dot": the largest dot product.
@@ -44,13 +46,14 @@ def nearest_patch(patches: Tensor, prototypes: Tensor, metric: str = "l2") -> tu
     """
     rows, vectors = _rows_and_vectors("nearest_patch", patches, prototypes, metric)
     kind = "l2" if metric == "l2" else "dot"  # the cosine is the dot product of the normalised rows and vectors
-    single = len(vectors) == 1
+    single = vectors.shape[-2] == 1
     if single:
         # torch multiplies by a single vector with other code, which sums the last rows in another order: equal
         # patches would no longer tie.
-        vectors = vectors.expand(2, -1)
+        vectors = vectors.expand(*vectors.shape[:-2], 2, -1)
     with _no_autocast(rows.device):
-        value, index = (_fused if is_fused(rows.device) else reference.nearest)(rows, vectors, kind)
+        fused = is_fused(rows.device) and vectors.ndim == 2
+        value, index = (_fused if fused else reference.nearest)(rows, vectors, kind)
     return (value[:, :1], index[:, :1]) if single else (value, index)
 
 
@@ -67,35 +70,44 @@ def similarity_map(patches: Tensor, prototypes: Tensor, metric: str = "l2") -> T
             maps = torch.cdist(vectors, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
         else:
             maps = vectors @ rows.transpose(1, 2)
-    height, width = prototypes.shape[2:] or (1, 1)
+    height, width = _window(prototypes)
     return maps.view(*maps.shape[:2], patches.shape[2] - height + 1, patches.shape[3] - width + 1)
 
 
+def _window(prototypes: Tensor) -> tuple[int, int]:
+    return (prototypes.shape[-2], prototypes.shape[-1]) if prototypes.ndim >= 4 else (1, 1)
+
+
 def _rows_and_vectors(name: str, patches: Tensor, prototypes: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-    """Checks the arguments; gives patches as rows (B, N, K) and prototypes (P, K) in the type that computes."""
+    """Checks the arguments; gives patches as rows (B, N, K) and prototypes (P, K) or (B, P, K) in the type that
+    computes."""
     given = f"{name}: patches {tuple(patches.shape)}, prototypes {tuple(prototypes.shape)}"
     if metric not in METRICS:
         raise FgvczooError(
             f"{given}: unknown metric {metric!r}: one of {', '.join(METRICS)}{did_you_mean(metric, METRICS)}"
         )
-    if patches.ndim != 4 or prototypes.ndim not in (2, 4):
-        raise FgvczooError(f"{given}: expected (B, D, H, W) and (P, D) or (P, D, h, w)")
+    of_each_image = prototypes.ndim in (3, 5)
+    if patches.ndim != 4 or not 2 <= prototypes.ndim <= 5 or (of_each_image and len(prototypes) != len(patches)):
+        raise FgvczooError(f"{given}: expected (B, D, H, W) and (P, D) or (P, D, h, w), or one such set for each image")
     if not (patches.is_floating_point() and prototypes.is_floating_point()):
         raise FgvczooError(f"{given}: expected floating-point numbers, got {patches.dtype} and {prototypes.dtype}")
+    sets = prototypes.shape[: 2 if of_each_image else 1]
+    if of_each_image:
+        prototypes = prototypes.flatten(0, 1)
     if patches.shape[1] != prototypes.shape[1]:
         raise FgvczooError(f"{given}: both need the same number of channels (dimension 1)")
     if 0 in patches.shape[1:] or 0 in prototypes.shape[1:]:
         raise FgvczooError(f"{given}: channels, map and window must not be empty")
-    window = prototypes.shape[2:] or (1, 1)
+    window = _window(prototypes)
     if window[0] > patches.shape[2] or window[1] > patches.shape[3]:
         raise FgvczooError(f"{given}: the prototypes' window is larger than the map")
     dtype = torch.float64 if torch.float64 in (patches.dtype, prototypes.dtype) else torch.float32
-    columns = patches.to(dtype).flatten(2) if tuple(window) == (1, 1) else F.unfold(patches.to(dtype), tuple(window))
+    columns = patches.to(dtype).flatten(2) if window == (1, 1) else F.unfold(patches.to(dtype), window)
     rows, vectors = columns.transpose(1, 2), prototypes.to(dtype).flatten(1)
     if metric == "cosine":
         # Norms along memory are five times faster than across it.
         rows, vectors = F.normalize(rows.contiguous(), dim=2, eps=EPS), F.normalize(vectors, dim=1, eps=EPS)
-    return rows, vectors
+    return rows, vectors.view(*sets, vectors.shape[1])
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
