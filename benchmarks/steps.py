@@ -4,9 +4,9 @@
   authors build the products of all pairs as one (C, K, D, C, K) array; here it is one matrix product.
 - projection: 2000 prototypes (200 classes) over 1000 images, feature maps given (128 x 7 x 7). The authors compute
   whole similarity maps of a batch, copy them to numpy and loop over the prototypes.
-- last layer: 2000 prototypes, 200 classes, similarities of 3000 images given. The authors make 20 passes of Adam at
-  1e-4 over the images; here a proximal method runs on the stored similarities until it reaches their objective. Both
-  get the similarities for nothing, so the passes through the trunk that only the authors need are not counted.
+- last layer: the network of protopnet-synthbirds, 600 images. The authors make 20 passes of Adam at 1e-4 over the
+  images, through the frozen trunk; here one pass stores the similarities, and a proximal method runs on them until it
+  reaches the authors' objective. (Given stored similarities, 20 passes of Adam over them would be cheap too.)
 
 Every way runs in a fresh process with one thread: one warm-up, median of 5 runs, growth of the resident set. Writes
 results/steps.json and .md.
@@ -29,10 +29,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgvczoo.files import write_text
-from fgvczoo.models.protopnet.network import Head
+from fgvczoo.models.protopnet.network import Head as ProtoPNetHead
 from fgvczoo.models.st_protopnet.losses import closeness
 from fgvczoo.nn.last_layer import objective, solve_last_layer
-from fgvczoo.nn.prototypes import ClassConnection, Projector, own_class
+from fgvczoo.nn.prototypes import Projector, own_class
+from fgvczoo.zoo.build import build_model
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = 5
@@ -74,86 +75,108 @@ def projection_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return features, labels, torch.rand(CLASSES * PER_CLASS, 128, generator=generator), torch.arange(IMAGES)
 
 
-def projection_authors() -> list[tuple[int, int]]:
+def projection_authors() -> Step:
     """Squared distances by two convolutions, then a loop over the prototypes of every batch."""
     features, labels, vectors, index = projection_inputs()
     kernels = vectors[:, :, None, None]
-    smallest = np.full(len(vectors), np.inf)
-    found = [(-1, -1)] * len(vectors)
-    patches = np.zeros(vectors.shape, np.float32)
-    for rows in index.split(BATCH):
-        with torch.no_grad():
-            square = F.conv2d(features[rows] ** 2, torch.ones_like(kernels))
-            norm = (vectors**2).sum(1).view(-1, 1, 1)
-            distances = F.relu(square - 2 * F.conv2d(features[rows], kernels) + norm).numpy()
-        maps = features[rows].numpy()
-        images_of = {c: [i for i, label in enumerate(labels[rows].tolist()) if label == c] for c in range(CLASSES)}
-        for prototype in range(len(vectors)):
-            images = images_of[prototype // PER_CLASS]
-            if not images:
-                continue
-            own = distances[images, prototype]
-            best = own.min()
-            if best < smallest[prototype]:
-                image, row, column = np.unravel_index(own.argmin(), own.shape)
-                smallest[prototype] = best
-                found[prototype] = (int(rows[images[image]]), int(row * own.shape[2] + column))
-                patches[prototype] = maps[images[image], :, row, column]
-    return found
+
+    def step() -> list[tuple[int, int]]:
+        smallest = np.full(len(vectors), np.inf)
+        found = [(-1, -1)] * len(vectors)
+        patches = np.zeros(vectors.shape, np.float32)
+        for rows, batch in zip(index.split(BATCH), features.split(BATCH)):
+            with torch.no_grad():
+                square = F.conv2d(batch**2, torch.ones_like(kernels))
+                norm = (vectors**2).sum(1).view(-1, 1, 1)
+                distances = F.relu(square - 2 * F.conv2d(batch, kernels) + norm).numpy()
+            maps = batch.numpy()
+            images_of = {c: [i for i, label in enumerate(labels[rows].tolist()) if label == c] for c in range(CLASSES)}
+            for prototype in range(len(vectors)):
+                images = images_of[prototype // PER_CLASS]
+                if not images:
+                    continue
+                own = distances[images, prototype]
+                best = own.min()
+                if best < smallest[prototype]:
+                    image, row, column = np.unravel_index(own.argmin(), own.shape)
+                    smallest[prototype] = best
+                    found[prototype] = (int(rows[images[image]]), int(row * own.shape[2] + column))
+                    patches[prototype] = maps[images[image], :, row, column]
+        return found
+
+    return step
 
 
-def projection_ours() -> list[tuple[int, int]]:
+def projection_ours() -> Step:
     features, labels, vectors, index = projection_inputs()
-    with torch.no_grad():
-        head = Head(128, CLASSES, torch.arange(len(vectors)) // PER_CLASS, 128)
+    head = ProtoPNetHead(128, CLASSES, torch.arange(len(vectors)) // PER_CLASS, 128)
+
+    @torch.no_grad()
+    def step() -> list[tuple[int, int]]:
         head.prototypes.vectors.copy_(vectors[:, :, None, None])
         projector = Projector(head.prototypes.class_of)
-        for rows in index.split(BATCH):
-            value, cell = head.nearest_own(features[rows], labels[rows])
-            projector.update(features[rows], value, cell, labels[rows], rows)
-    return list(zip(projector.sample.tolist(), projector.cell.tolist()))
+        for rows, batch in zip(index.split(BATCH), features.split(BATCH)):
+            value, cell, which = head.nearest_own(batch, labels[rows])
+            projector.update(batch, value, cell, labels[rows], rows, which)
+        return list(zip(projector.sample.tolist(), projector.cell.tolist()))
+
+    return step
 
 
-def last_layer_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    class_of = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
-    labels = torch.arange(3000) % CLASSES
-    similarity = torch.rand(3000, len(class_of), generator=generator) * 2
-    similarity += own_class(labels, class_of) * torch.rand(3000, 1, generator=generator) * 3
-    penalised = ~own_class(torch.arange(CLASSES), class_of)
-    return similarity, labels, ClassConnection(CLASSES, class_of).weight.detach().clone(), penalised
+def last_layer_inputs() -> tuple[Any, Tensor, Tensor, Tensor]:
+    """The network of the SynthBirds recipe with projected-like prototypes, and images that its classes shape."""
+    torch.manual_seed(0)
+    network = build_model("protopnet-synthbirds").network.eval().requires_grad_(False)
+    labels = torch.arange(600) % 20
+    patterns = torch.randn(20, 3, 80, 80)
+    images = patterns[labels] + torch.randn(600, 3, 80, 80)
+    penalised = ~own_class(torch.arange(20), network.head.prototypes.class_of)
+    return network, images, labels, penalised
 
 
-def last_layer_authors() -> float:
-    similarity, labels, weight, penalised = last_layer_inputs()
-    weight.requires_grad_()
-    optimizer = torch.optim.Adam([weight], lr=1e-4)
-    generator = torch.Generator().manual_seed(3)
-    for _ in range(20):
-        for rows in torch.randperm(len(labels), generator=generator).split(80):
-            optimizer.zero_grad()
-            objective(weight, similarity[rows], labels[rows], penalised, 1e-4).backward()
-            optimizer.step()
-    return float(objective(weight.detach(), similarity, labels, penalised, 1e-4))
+def last_layer_authors() -> Step:
+    network, images, labels, penalised = last_layer_inputs()
+    start = network.head.last_layer.weight.clone()
+
+    def step() -> float:
+        weight = start.clone().requires_grad_()
+        optimizer = torch.optim.Adam([weight], lr=1e-4)
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(20):
+            for rows in torch.randperm(len(labels), generator=generator).split(80):
+                evidence = network(images[rows]).evidence
+                optimizer.zero_grad()
+                objective(weight, evidence, labels[rows], penalised, 1e-4).backward()
+                optimizer.step()
+        evidence = torch.cat([network(part).evidence for part in images.split(80)])
+        return float(objective(weight.detach(), evidence, labels, penalised, 1e-4))
+
+    return step
 
 
-def last_layer_ours(target: float) -> float:
-    similarity, labels, weight, penalised = last_layer_inputs()
-    return solve_last_layer(similarity, labels, weight, penalised, target=target).objective
+def last_layer_ours(target: float) -> Step:
+    network, images, labels, penalised = last_layer_inputs()
+
+    def step() -> float:
+        evidence = torch.cat([network(part).evidence for part in images.split(80)])
+        weight = network.head.last_layer.weight
+        return solve_last_layer(evidence, labels, weight, penalised, target=target).objective
+
+    return step
 
 
 def measure(step_name: str, way: str, argument: Any) -> dict[str, Any]:
     """For a fresh process."""
     torch.set_num_threads(1)
-    steps: dict[tuple[str, str], Step] = {
-        ("closeness", "authors"): lambda: closeness_step("authors")(),
-        ("closeness", "ours"): lambda: closeness_step("ours")(),
+    makers: dict[tuple[str, str], Callable[[], Step]] = {
+        ("closeness", "authors"): lambda: closeness_step("authors"),
+        ("closeness", "ours"): lambda: closeness_step("ours"),
         ("projection", "authors"): projection_authors,
         ("projection", "ours"): projection_ours,
         ("last layer", "authors"): last_layer_authors,
         ("last layer", "ours"): lambda: last_layer_ours(argument),
     }
-    step = steps[step_name, way]
+    step = makers[step_name, way]()
     device = CPU()
     F.cross_entropy(torch.zeros(1, 2, requires_grad=True), torch.zeros(1, dtype=torch.int64)).backward()
     device.reset_memory()

@@ -73,6 +73,15 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("-o", "--output", type=Path, required=True, help="a .onnx or .pt2 file")
     add.add_argument("--batch", type=int, help="images at once; default: any number")
 
+    add = commands.add_parser("evaluate", help="score a model's explanations on the test images of its data set")
+    add.add_argument("name", metavar="NAME", help="a recipe, or the folder of a run or of weights")
+    add.add_argument("--weights", help="a folder of weights or of a run, instead of the published ones")
+    add.add_argument(
+        "--data_root", type=Path, help="the data set's root; default: where it lies by itself (synthbirds)"
+    )
+    add.add_argument("--limit", type=int, help="only the first images of the split")
+    add.add_argument("-o", "--output", type=Path, help="a .json file; default: print")
+
     data = commands.add_parser("data", help="make, check and look at data sets")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
     actions.add_parser("list", help="the data sets")
@@ -187,6 +196,26 @@ def _explain(options: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    import json
+
+    from fgvczoo.explain.interpretability import interpretability
+    from fgvczoo.files import write_text
+    from fgvczoo.zoo.build import data_from_provenance
+    from fgvczoo.zoo.load import PUBLISHED, load
+
+    model = load(options.name, weights=options.weights or PUBLISHED)
+    data = data_from_provenance(model, options.data_root, keys=["mask", "parts"])
+    scores = {
+        name: None if value != value else value for name, value in interpretability(model, data, options.limit).items()
+    }
+    for name, value in scores.items():
+        print(f"{name:26} {'-' if value is None else f'{value:.4g}'}")
+    if options.output is not None:
+        write_text(options.output, json.dumps(scores, indent=1) + "\n")
+    return 0
+
+
 def _settings(words: list[str]) -> dict[str, Any]:
     """--key value or --key=value, over and over; values are read as in a recipe."""
     import yaml
@@ -297,5 +326,6 @@ _COMMANDS = {
     "explain": _explain,
     "import": _import,
     "export": _export,
+    "evaluate": _evaluate,
 }
 _DATA = {"list": _data_list, "make": _data_make, "check": _data_check, "show": _data_show}

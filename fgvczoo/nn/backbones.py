@@ -85,8 +85,9 @@ def recognise_backbone(state: Mapping[str, Tensor], candidates: Sequence[tuple[s
 def load_pretrained(backbone: Backbone, source: str) -> None:
     """Loads weights into the trunk, in place.
 
-    source: a file (.safetensors, .pth, .pt; tensors only, nothing in it is executed) with timm's keys, or a timm
-    weights tag ("tv_in1k"), which is downloaded.
+    source: a file (.safetensors, .pth, .pt; tensors only, nothing in it is executed) with timm's keys or those of BBN's
+    iNaturalist ResNet-50 (for backbone_options {layers: [3, 4, 6, 4]}), or a timm weights tag ("tv_in1k"), which is
+    downloaded.
 
     Raises `FgvczooError` when the file or the tag does not exist, cannot be fetched, or has other shapes.
     """
@@ -130,4 +131,21 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
         return load_file(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state)
+    return _from_bbn(state.get("state_dict", state))
+
+
+# BBN's two parallel last blocks, which later papers put in sequence as a third and fourth block of the last stage.
+_BBN_BLOCKS = {"cb_block": "layer4.2", "rb_block": "layer4.3"}
+
+
+def _from_bbn(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The iNaturalist-2017 ResNet-50 of BBN with timm's keys, for layers [3, 4, 6, 4]; other states as they are."""
+    prefix = "module.backbone."
+    if not any(key.startswith(prefix) for key in state):
+        return state
+    renamed = {}
+    for key, tensor in state.items():
+        if key.startswith(prefix):
+            first, _, rest = key.removeprefix(prefix).partition(".")
+            renamed[f"{_BBN_BLOCKS.get(first, first)}.{rest}"] = tensor
+    return renamed

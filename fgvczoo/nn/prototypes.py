@@ -112,15 +112,11 @@ class PrototypeHead(nn.Module, ABC):
         which: (B, K) int64, the prototypes that each image is compared with; the result is (B, K). None: all.
         """
 
-    def nearest_own(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """As `nearest`, (B, P) each, but an image is compared with the prototypes of its class only; -inf elsewhere."""
+    def nearest_own(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `nearest`, but an image is compared with the prototypes of its class only: value, cell and number of the
+        prototype, (B, K) each; the number is -1 where its class has fewer than K."""
         own = class_members(self.prototypes.class_of, self.last_layer.out_features)[labels]
-        value, cell = self.nearest(features, own.clamp_min(0))
-        image, place = torch.nonzero(own >= 0, as_tuple=True)
-        prototype = own[image, place]
-        shape = (len(features), len(self.prototypes))
-        values = value.new_full(shape, -torch.inf).index_put((image, prototype), value[image, place])
-        return values, cell.new_zeros(shape).index_put((image, prototype), cell[image, place])
+        return *self.nearest(features, own.clamp_min(0)), own
 
     @abstractmethod
     def nearest_map(self, features: Tensor) -> Tensor:
@@ -241,30 +237,44 @@ class Projector:
         self.grid = torch.zeros(count, 2, dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def update(self, features: Tensor, value: Tensor, cell: Tensor, labels: Tensor, index: Tensor) -> None:
-        """One batch: features (B, D, H, W); value, cell (B, P) as a head's `nearest` or, unless any class is searched,
-        `nearest_own` gives them, larger is better; labels, index (B,). Raises `FgvczooError` when a value that counts
-        is not finite."""
-        grid = torch.tensor([n - k + 1 for n, k in zip(features.shape[2:], self.window)], device=value.device)
-        value = value.float()
-        other = ~own_class(labels, self.class_of) if not self.any_class else torch.zeros_like(value, dtype=torch.bool)
-        check_finite(value.masked_fill(other, 0))
-        value = value.masked_fill(other, -torch.inf)
-        best = value.amax(dim=0)
-        # Among equal values the lowest sample index wins, whatever the order inside the batch.
-        candidates = torch.where(value == best, index[:, None], torch.iinfo(torch.int64).max)
-        sample, row = candidates.min(dim=0)
-        better = (best > self.value) | ((best == self.value) & (sample < self.sample) & torch.isfinite(best))
-        winner_cell = cell[row, torch.arange(len(self), device=value.device)]
-        patch = windows_at(features, row, winner_cell, self.window).float()
+    def update(
+        self,
+        features: Tensor,
+        value: Tensor,
+        cell: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        which: Tensor | None = None,
+    ) -> None:
+        """One batch: features (B, D, H, W); value, cell (B, P) as a head's `nearest` gives them, larger is better; or
+        value, cell, which (B, K) as `nearest_own` does; labels, index (B,). Raises `FgvczooError` when a value that
+        counts is not finite."""
+        if which is None:
+            which = torch.arange(len(self), device=value.device).expand_as(value)
+        counts = which >= 0
+        if not self.any_class:
+            counts &= labels[:, None] == self.class_of[which.clamp_min(0)]
+        row, column = torch.nonzero(counts, as_tuple=True)
+        value, cell, prototype = value[row, column].float(), cell[row, column], which[row, column]
+        check_finite(value)
+        # By prototype, then by falling value, then by rising sample index, whatever the order inside the batch.
+        order = index[row].argsort()
+        order = order[value[order].argsort(stable=True, descending=True)]
+        order = order[prototype[order].argsort(stable=True)]
+        ordered = prototype[order]
+        first = order[torch.cat([ordered.new_ones(1, dtype=torch.bool)[: len(order)], ordered[1:] != ordered[:-1]])]
+        chosen, best, sample = prototype[first], value[first], index[row[first]]
+        better = (best > self.value[chosen]) | ((best == self.value[chosen]) & (sample < self.sample[chosen]))
+        first, chosen = first[better], chosen[better]
+        patch = windows_at(features, row[first], cell[first], self.window).float()
         if self.patch is None:
-            self.patch = torch.zeros_like(patch)
-        self._take(better, {"value": best, "sample": sample, "cell": winner_cell, "patch": patch, "grid": grid})
+            self.patch = patch.new_zeros(len(self), *patch.shape[1:])
+        grid = torch.tensor([n - k + 1 for n, k in zip(features.shape[2:], self.window)], device=value.device)
+        self._take(chosen, value=best[better], sample=sample[better], cell=cell[first], patch=patch, grid=grid)
 
-    def _take(self, better: Tensor, other: dict[str, Tensor]) -> None:
-        for key, theirs in other.items():
-            mine = getattr(self, key)
-            setattr(self, key, torch.where(better.view(-1, *[1] * (mine.ndim - 1)), theirs, mine))
+    def _take(self, chosen: Tensor, **winners: Tensor) -> None:
+        for key, theirs in winners.items():
+            getattr(self, key)[chosen] = theirs
 
     def __len__(self) -> int:
         return len(self.class_of)
@@ -279,7 +289,8 @@ class Projector:
             better = (other["value"] > self.value) | (
                 (other["value"] == self.value) & (other["sample"] < self.sample) & (other["sample"] >= 0)
             )
-            self._take(better, other)
+            chosen = torch.nonzero(better)[:, 0]
+            self._take(chosen, **{key: other[key][chosen] for key in _MERGED})
 
     @property
     def found(self) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgvczoo.batch import Batch
+from fgvczoo.nn.last_layer import solve_last_layer
 from fgvczoo.nn.prototypes import (
     NearestImages,
     Projector,
@@ -19,6 +20,8 @@ from fgvczoo.nn.prototypes import (
     PrototypeSource,
     activation_boxes,
     duplicates,
+    gather_ranks,
+    own_class,
 )
 from fgvczoo.tasks.base import DataSource, Needs
 from fgvczoo.tasks.classification import ClassificationModule
@@ -28,12 +31,13 @@ from fgvczoo.tasks.stages import Stage
 class PrototypeClassifier(ClassificationModule):
     """Base of part-prototype classifiers. `forward` gives logits, the sum over the heads of `network`.
 
-    Groups: backbone, add_on, prototypes, last_layer, pretrain_head. Action: project. A subclass builds its network,
-    sets `pretrain_head`, and defines `training_step`, which calls `pretraining_step` in the stage "pretrain".
+    Groups: backbone, add_on, prototypes, last_layer, pretrain_head. Actions: project, solve_last_layer. A subclass
+    builds its network, sets `pretrain_head`, and defines `training_step`, which calls `pretraining_step` in the stage
+    "pretrain".
     """
 
     needs = Needs(splits=("train", "projection", "test"))
-    actions = {"project": "project"}
+    actions = {"project": "project", "solve_last_layer": "solve_last_layer"}
     # Projection searches images of all classes.
     class_agnostic = False
     pretrain_head: nn.Linear
@@ -96,8 +100,10 @@ class PrototypeClassifier(ClassificationModule):
             labels, index = batch["label"].to(self.device), batch["index"].to(self.device)
             for name, features in self.network.features(batch["image"].to(self.device)).items():
                 head = heads[name]
-                value, cell = head.nearest(features) if self.class_agnostic else head.nearest_own(features, labels)
-                projectors[name].update(features, value, cell, labels, index)
+                value, cell, which = (
+                    (*head.nearest(features), None) if self.class_agnostic else head.nearest_own(features, labels)
+                )
+                projectors[name].update(features, value, cell, labels, index, which)
         for projector in projectors.values():
             projector.merge_ranks()
         self.sources = self._describe(data, projectors)  # by the maps of the prototypes before they move
@@ -147,6 +153,37 @@ class PrototypeClassifier(ClassificationModule):
             f"projection: {int(projector.found.sum())} {name} prototypes from {images} images, "
             f"{duplicates(projector)} of them on a patch that another one has"
         )
+
+    # -- last layer ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def solve_last_layer(self, data: DataSource | None = None, *, l1: float = 1e-4) -> None:
+        """The last-layer step as the convex problem that it is: one pass over the un-augmented training images stores
+        the similarities, then each head's cross entropy plus `l1` on the connections to other classes is minimised,
+        with exact zeros (ProtoPNet, section 2.2). Every rank solves the same problem. Leaves the module in eval mode.
+        """
+        data = self._data(data)
+        self.eval()
+        heads = self.network.heads
+        evidence: dict[str, list[Tensor]] = {name: [] for name in heads}
+        labels: list[Tensor] = []
+        for batch in self._batches(data, "train_plain", "similarities"):
+            labels.append(batch["label"].to(self.device))
+            for name, features in self.network.features(batch["image"].to(self.device)).items():
+                evidence[name].append(heads[name].head(features).evidence)
+        own = {"labels": torch.cat(labels), **{name: torch.cat(parts) for name, parts in evidence.items()}}
+        every = gather_ranks(own) or [own]
+        target = torch.cat([rank["labels"] for rank in every])
+        for name, head in heads.items():
+            similarity, weight = torch.cat([rank[name] for rank in every]), head.last_layer.weight
+            penalised = ~own_class(torch.arange(self.num_classes, device=weight.device), head.prototypes.class_of)
+            found = solve_last_layer(similarity, target, weight, penalised, l1=l1)
+            weight.copy_(found.weight)
+            zeros = int((found.weight[penalised] == 0).sum())
+            self.say(
+                f"last layer: objective {found.objective:.4f} after {found.iterations} iterations; {zeros} of "
+                f"{int(penalised.sum())} {name} connections to other classes are 0"
+            )
 
     # -- nearest images -----------------------------------------------------------------------------------------
 

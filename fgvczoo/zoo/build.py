@@ -59,12 +59,14 @@ def create(paper: str, **arguments: Any) -> StagedModule:
     return model
 
 
-def data_from_provenance(model: StagedModule, root: Any) -> Any:
-    """The data module that a loaded model was trained with, over the data in `root`."""
+def data_from_provenance(model: StagedModule, root: Any = None, **overrides: Any) -> Any:
+    """The data module that a loaded model was trained with, over the data in `root` (None: where that data set lies by
+    itself); `overrides` replace its arguments."""
     section = model.provenance.get("data") if model.provenance else None
     if section is None:
         raise FgvczooError("these weights do not say what data they were trained with; leave out --data_root")
-    arguments = {**section.get("init_args", {}), "root": str(root)}
+    place = {"root": str(root)} if root is not None else {}
+    arguments = {**section.get("init_args", {}), **place, **overrides}
     return _instantiate(LightningDataModule, {"class_path": section["class_path"], "init_args": arguments}, "data")
 
 

@@ -23,12 +23,13 @@ def test_own_classes_are_the_masked_whole() -> None:
     labels = torch.tensor([0, 1, 2, 3, 0, 0, 2, 1, 2])
     with torch.no_grad():
         value, cell = head.nearest(features)
-        own_value, own_cell = head.nearest_own(features, labels)
-        mask = own_class(labels, class_of)
-        torch.testing.assert_close(own_value[mask], value[mask])
-        assert torch.equal(own_cell[mask], cell[mask])
-        assert (own_value[~mask] == -torch.inf).all()
+        own_value, own_cell, which = head.nearest_own(features, labels)
+        for image in range(9):
+            mine = which[image][which[image] >= 0]
+            assert mine.tolist() == torch.nonzero(own_class(labels, class_of)[image])[:, 0].tolist()
+            torch.testing.assert_close(own_value[image, : len(mine)], value[image, mine])
+            assert torch.equal(own_cell[image, : len(mine)], cell[image, mine])
         one, other = Projector(class_of), Projector(class_of)
         one.update(features, value, cell, labels, torch.arange(9))
-        other.update(features, own_value, own_cell, labels, torch.arange(9))
+        other.update(features, own_value, own_cell, labels, torch.arange(9), which)
         assert torch.equal(one.sample, other.sample) and torch.equal(one.cell, other.cell)

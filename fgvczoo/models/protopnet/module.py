@@ -36,7 +36,7 @@ class ProtoPNet(PrototypeClassifier):
     """
 
     paper = "protopnet"
-    actions = {"project": "project", "prune": "prune"}
+    actions = {**PrototypeClassifier.actions, "prune": "prune"}
 
     def __init__(
         self,
