@@ -500,3 +500,17 @@ def test_a_cell_sees_the_pixels_that_move_it() -> None:
 def test_attention_sees_everything() -> None:
     with torch.device("meta"), pytest.raises(FgvczooError, match="attention"):
         receptive_field(Backbone("vit_tiny_patch16_224"), 224)
+
+
+def test_the_last_layer_as_a_convex_problem(birds: Path, fgvczoo_in) -> None:
+    """In place of passes: a lower objective than before, nothing but the connections moved, some of them to 0."""
+    from fgvczoo.zoo.load import load
+    from tests.conftest import RECIPES
+
+    arguments = ("fit", "--config", RECIPES / "protopnet-tiny.yaml", "--data.root", birds)
+    head = '[{"pretrain": 1}, {"joint": 1}, "project"'
+    assert fgvczoo_in(*arguments, "--run", "before", "--model.plan", head + "]")[0] == 0
+    status, out, err = fgvczoo_in(*arguments, "--run", "after", "--model.plan", head + ', "solve_last_layer"]')
+    assert status == 0 and "last layer: objective" in out, err
+    before, after = (load(Path("runs") / run).state_dict() for run in ("before", "after"))
+    assert [key for key in before if not torch.equal(before[key], after[key])] == ["network.head.last_layer.weight"]
