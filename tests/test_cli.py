@@ -141,6 +141,17 @@ def test_what_is_not_an_image_is_named(fgvczoo_in, birds: Path, tmp_path: Path) 
     fails(fgvczoo_in("predict", run, good, "-o", "out.xlsx"), ".csv")
 
 
+def test_explanations_are_scored(fgvczoo_in, birds: Path) -> None:
+    assert fgvczoo_in("fit", "--config", TINY, "--data.root", birds)[0] == 0
+    run = "runs/st-protopnet-tiny"
+    status, out, err = fgvczoo_in("evaluate", run, "--data_root", birds, "--limit", 4, "-o", "scores.json")
+    assert status == 0 and "deletion_auc" in out, err
+    assert json.loads(Path("scores.json").read_text())["images"] == 4
+    linear = RECIPES / "linear-tiny.yaml"
+    assert fgvczoo_in("fit", "--config", linear, "--data.root", birds, "--trainer.max_epochs", 1)[0] == 0
+    fails(fgvczoo_in("evaluate", "runs/linear-tiny", "--data_root", birds), "linear", "prototype network")
+
+
 @pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
 def test_predict_writes_tables(fgvczoo_in, birds: Path, ending: str) -> None:
     from fgvczoo import build_data, save_weights

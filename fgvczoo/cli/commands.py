@@ -201,10 +201,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from fgvczoo.explain.interpretability import interpretability
     from fgvczoo.files import write_text
+    from fgvczoo.tasks.prototypes import PrototypeClassifier
     from fgvczoo.zoo.build import data_from_provenance
     from fgvczoo.zoo.load import PUBLISHED, load
 
     model = load(options.name, weights=options.weights or PUBLISHED)
+    if not isinstance(model, PrototypeClassifier):
+        raise FgvczooError(f"evaluate: {model.paper} explains nothing that could be scored; give a prototype network")
     data = data_from_provenance(model, options.data_root, keys=["mask", "parts"])
     scores = {
         name: None if value != value else value for name, value in interpretability(model, data, options.limit).items()

@@ -171,8 +171,9 @@ class PrototypeClassifier(ClassificationModule):
             labels.append(batch["label"].to(self.device))
             for name, features in self.network.features(batch["image"].to(self.device)).items():
                 evidence[name].append(heads[name].head(features).evidence)
-        own = {"labels": torch.cat(labels), **{name: torch.cat(parts) for name, parts in evidence.items()}}
-        every = gather_ranks(own) or [own]
+        own: dict[str, Tensor | None] = {"labels": torch.cat(labels)}
+        own |= {name: torch.cat(parts) for name, parts in evidence.items()}
+        every: list[dict[str, Any]] = gather_ranks(own) or [own]
         target = torch.cat([rank["labels"] for rank in every])
         for name, head in heads.items():
             similarity, weight = torch.cat([rank[name] for rank in every]), head.last_layer.weight
