@@ -2,6 +2,9 @@
 
 - closeness: ST-ProtoPNet's closeness loss, forward and backward, 200 classes, 5 prototypes of 64 channels each. The
   authors build the products of all pairs as one (C, K, D, C, K) array; here it is one matrix product.
+- training step: ST-ProtoPNet behind its trunk (features of 80 images, 512 x 7 x 7, given): add-on layers,
+  similarities, all losses, backward. The authors compute both branches' terms in every step, here the branch's whose
+  turn it is. (Batches of other kinds of step differ only in the trunk, which is the same.)
 - projection: 2000 prototypes (200 classes) over 1000 images, feature maps given (128 x 7 x 7). The authors compute
   whole similarity maps of a batch, copy them to numpy and loop over the prototypes.
 - last layer: the network of protopnet-synthbirds, 600 images. The authors make 20 passes of Adam at 1e-4 over the
@@ -24,13 +27,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from ops import CPU, processor
+from ops import CPU, cropped_authors, processor
 from torch import Tensor
 from torch.nn import functional as F
 
 from fgvczoo.files import write_text
 from fgvczoo.models.protopnet.network import Head as ProtoPNetHead
-from fgvczoo.models.st_protopnet.losses import closeness
+from fgvczoo.models.st_protopnet.losses import LossWeights, branch_loss, branch_terms, closeness
+from fgvczoo.models.st_protopnet.network import Branch
 from fgvczoo.nn.last_layer import objective, solve_last_layer
 from fgvczoo.nn.prototypes import Projector, own_class
 from fgvczoo.zoo.build import build_model
@@ -45,11 +49,19 @@ def unit_prototypes(classes: int, per_class: int, dim: int) -> Tensor:
     return F.normalize(torch.randn(classes * per_class, dim, generator=generator), dim=1)
 
 
-def closeness_authors(vectors: Tensor, classes: int) -> Tensor:
+def pairs_authors(vectors: Tensor, classes: int) -> Tensor:
+    """Products between the prototypes of all ordered pairs of different classes: (C (C - 1), K K)."""
     grouped = vectors.view(classes, -1, vectors.shape[1])  # (C, K, D)
     products = grouped[..., None, None] * grouped.permute(2, 0, 1)[None, None]  # (C, K, D, C, K)
-    smallest = products.sum(2).permute(0, 2, 1, 3).flatten(2).amin(2)  # (C, C)
-    return -smallest[~torch.eye(classes, dtype=torch.bool)].mean()
+    return products.sum(2).permute(0, 2, 1, 3).flatten(2)[~torch.eye(classes, dtype=torch.bool)]
+
+
+def closeness_authors(vectors: Tensor, classes: int) -> Tensor:
+    return -pairs_authors(vectors, classes).amin(1).mean()
+
+
+def discrimination_authors(vectors: Tensor, classes: int) -> Tensor:
+    return pairs_authors(vectors, classes).amax(1).mean()
 
 
 def closeness_step(way: str) -> Step:
@@ -61,6 +73,56 @@ def closeness_step(way: str) -> Step:
         value = loss(vectors, 200)
         value.backward()
         return float(value.detach())
+
+    return step
+
+
+def training_step_inputs() -> tuple[Tensor, Tensor, dict[str, Branch]]:
+    torch.manual_seed(0)
+    trunk = torch.rand(80, 512, 7, 7)
+    branches = {name: Branch(512, 200, 5, 64, "cropped", upsample=False) for name in ("trivial", "support")}
+    return trunk, torch.arange(80) * 2 % 200, branches
+
+
+def training_step_authors() -> Step:
+    """All terms of both branches, each by the authors' formulation, then the loss of the branch whose turn it is."""
+    trunk, labels, branches = training_step_inputs()
+    identity = F.one_hot(branches["trivial"].prototypes.class_of, 200).float()  # (P, C)
+
+    def terms(name: str, branch: Branch) -> Tensor:
+        features, vectors = branch.add_on(trunk), branch.prototypes.vectors
+        evidence, cosine = cropped_authors(features, vectors[:, :, None, None])
+        own = identity[:, labels].T
+        grouped = vectors.view(200, 5, 64)
+        orthogonality = (grouped @ grouped.transpose(1, 2) - torch.eye(5)).abs().sum()
+        pairs = (closeness_authors if name == "support" else discrimination_authors)(vectors, 200)
+        l1 = (branch.last_layer.weight * (1 - identity.T)).abs().sum()
+        separation = 0.08 if name == "trivial" else 0.48
+        return (
+            F.cross_entropy(evidence @ branch.last_layer.weight.T, labels)
+            - 0.8 * (cosine * own).amax(1).mean()
+            + separation * (cosine * (1 - own)).amax(1).mean()
+            + 1e-3 * orthogonality
+            + 1e-4 * l1
+            + pairs
+        )
+
+    def step() -> float:
+        losses = [terms(name, branch) for name, branch in branches.items()]
+        losses[0].backward()
+        return float(losses[0].detach())
+
+    return step
+
+
+def training_step_ours() -> Step:
+    trunk, labels, branches = training_step_inputs()
+
+    def step() -> float:
+        branch = branches["trivial"]
+        loss = branch_loss("trivial", branch_terms("trivial", branch, branch(trunk), labels), LossWeights())
+        loss.backward()
+        return float(loss.detach())
 
     return step
 
@@ -171,6 +233,8 @@ def measure(step_name: str, way: str, argument: Any) -> dict[str, Any]:
     makers: dict[tuple[str, str], Callable[[], Step]] = {
         ("closeness", "authors"): lambda: closeness_step("authors"),
         ("closeness", "ours"): lambda: closeness_step("ours"),
+        ("training step", "authors"): training_step_authors,
+        ("training step", "ours"): training_step_ours,
         ("projection", "authors"): projection_authors,
         ("projection", "ours"): projection_ours,
         ("last layer", "authors"): last_layer_authors,
@@ -188,7 +252,7 @@ def measure(step_name: str, way: str, argument: Any) -> dict[str, Any]:
 def main() -> None:
     fresh = multiprocessing.get_context("spawn")
     rows: dict[str, dict[str, Any]] = {}
-    for name in ("closeness", "projection", "last layer"):
+    for name in ("closeness", "training step", "projection", "last layer"):
         rows[name] = {}
         argument = None
         for way in ("authors", "ours"):
@@ -198,9 +262,9 @@ def main() -> None:
         authors, ours = (rows[name][way].pop("result") for way in ("authors", "ours"))
         if name == "projection":
             assert authors == ours, "projection: the two ways disagree"
-        elif name == "closeness":
-            assert abs(authors - ours) < 1e-5, "closeness: the two ways disagree"
-        else:
+        elif name in ("closeness", "training step"):
+            assert abs(authors - ours) < 1e-4 * max(1, abs(authors)), f"{name}: the two ways disagree"
+        elif name == "last layer":
             assert ours <= authors, "last layer: the authors' objective was not reached"
     lines = [
         "# Steps of part-prototype training",
