@@ -38,15 +38,19 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/synthbirds_guards.py
+	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/reproduce.py st-protopnet-synthbirds --seeds 3
+	$(BIN)/python benchmarks/reproduce.py protopnet-synthbirds --seeds 3
+	$(BIN)/python benchmarks/interpretability.py st-protopnet-synthbirds protopnet-synthbirds
+	$(BIN)/python benchmarks/kills.py
 
 docs: $(VENV)/.dev
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
