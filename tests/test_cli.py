@@ -141,6 +141,16 @@ def test_what_is_not_an_image_is_named(fgvczoo_in, birds: Path, tmp_path: Path) 
     fails(fgvczoo_in("predict", run, good, "-o", "out.xlsx"), ".csv")
 
 
+def test_more_mistakes_are_one_line(fgvczoo_in, birds: Path) -> None:
+    Path("junk.ckpt").write_text("junk")
+    arguments = ("--config", TINY, "--data.root", birds)
+    fails(fgvczoo_in("test", *arguments, "--ckpt_path", "junk.ckpt"), "junk.ckpt", "not a whole checkpoint")
+    fails(fgvczoo_in("fit", *arguments, "--model.backbone_options", '{"foo": 1}'), "backbone_options", "foo")
+    image = sorted((birds / "CUB_200_2011" / "images").rglob("*.jpg"))[0]
+    fails(fgvczoo_in("explain", "st-protopnet-synthbirds", image, "--target", "20"), "0..19")
+    assert fgvczoo_in("explain", "st-protopnet-synthbirds", image, "--target", "3")[0] == 0
+
+
 def test_explanations_are_scored(fgvczoo_in, birds: Path) -> None:
     assert fgvczoo_in("fit", "--config", TINY, "--data.root", birds)[0] == 0
     run = "runs/st-protopnet-tiny"

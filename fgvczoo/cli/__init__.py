@@ -82,6 +82,8 @@ def explain_error(error: BaseException) -> tuple[str, int]:
     text = str(error)
     if "FgvczooError: " in text:  # raised in a loader's worker: its traceback arrives as text
         return _one_line(text.rsplit("FgvczooError: ", 1)[1].splitlines()[0]), 2
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for a user's mistake
+        return _one_line(text), 2
     if type(error).__name__ in ("ArgumentError", "NSKeyError", "ParserError") or _from_parser(error):
         return parser_error(text), 2
     return f"internal error: {type(error).__name__}: {_one_line(text)} (FGVCZOO_DEBUG=1 shows where)", 1

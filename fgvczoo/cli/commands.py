@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument(
         "-o", "--output", type=Path, default=Path("why.html"), help=".html (default why.html), .png or .json"
     )
-    add.add_argument("--target", help="the class to explain; default: the predicted one")
+    add.add_argument("--target", help="the class to explain, by name or number; default: the predicted one")
     add.add_argument("--top", type=int, default=6, help="prototypes that get a map (default 6)")
 
     add = commands.add_parser("import", help="the authors' checkpoint as weights of ours", epilog=IMPORT_EPILOG)
@@ -186,9 +186,9 @@ def _explain(options: argparse.Namespace) -> int:
         raise FgvczooError(
             f"{model.paper} has no explanation of its own; it is a baseline, `fgvczoo predict` is all it does"
         )
-    explanations = [
-        model.explain(path, target=options.target, top=options.top, box=boxes(path)) for path in options.paths
-    ]
+    by_number = options.target is not None and options.target.isdecimal() and options.target not in model.class_names
+    target = int(options.target) if by_number else options.target
+    explanations = [model.explain(path, target=target, top=options.top, box=boxes(path)) for path in options.paths]
     written = write(explanations, options.output, names=[path.name for path in options.paths])
     for path, explanation in zip(options.paths, explanations):
         print(f"{path}  {explanation.predicted}  {explanation.probability:.3f}")

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
-from fgvczoo.cli.run import RunCheckpoint, RunFolder
+from fgvczoo.cli.run import RunCheckpoint, RunFolder, check_checkpoint
 from fgvczoo.data.base import FGVCDataModule
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.pictures import prototype_pictures
@@ -87,6 +87,12 @@ class ZooCLI(LightningCLI):
             "weights_only",
         }
         return {name: set(hidden) for name in SUBCOMMANDS}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        given = self.config[self.config.subcommand].get("ckpt_path")
+        if given and Path(given).is_file():  # Lightning opens it next
+            check_checkpoint(Path(given))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--card", type=Card | None, default=None, help="what the recipe is")

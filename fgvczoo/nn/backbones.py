@@ -40,7 +40,10 @@ class Backbone(nn.Module):
             raise FgvczooError(f"backbone={name!r} is not a timm model{did_you_mean(name, timm.list_models())}")
         self.name = name
         self.out_index = out_index
-        self.trunk = timm.create_model(name, pretrained=False, num_classes=0, **(options or {}))
+        try:
+            self.trunk = timm.create_model(name, pretrained=False, num_classes=0, **(options or {}))
+        except TypeError as error:
+            raise FgvczooError(f"backbone_options of {name}: {error}") from None
         stages = self.trunk.feature_info
         if out_index is not None:
             if not -len(stages) <= out_index < len(stages):
