@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fgvczoo.nn.prototypes import PrototypeSource, upsample_map
+from fgvczoo.metrics.heatmaps import upsample
+from fgvczoo.nn.prototypes import PrototypeSource
 from fgvczoo.preprocess import read_image
 from fgvczoo.tasks.classification import Box, crop
 from fgvczoo.tasks.prototypes import PrototypeClassifier
@@ -159,7 +160,7 @@ def explain_prototypes(
         entries = [entry for entry in shown if entry.kind == name]
         if entries:
             maps = head.evidence_map(features[name])[0, [entry.prototype for entry in entries]]
-            for entry, activation in zip(entries, upsample_map(maps, picture.shape[:2])):
+            for entry, activation in zip(entries, upsample(maps, picture.shape[:2])):
                 entry.map = activation.cpu().numpy()
     return PrototypeExplanation(
         image=picture,

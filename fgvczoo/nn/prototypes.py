@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgvczoo.errors import FgvczooError
+from fgvczoo.metrics.heatmaps import upsample
 from fgvczoo.nn.backbones import Backbone
 from fgvczoo.ops.nearest_patch import EPS
 
@@ -395,7 +396,7 @@ def duplicates(projector: Projector) -> int:
 
 def activation_boxes(maps: Tensor, size: tuple[int, int], percentile: float = 95.0) -> np.ndarray:
     """Maps (N, H, W) -> (N, 4) int64: the `high_activation_box` of each at the picture's size (height, width)."""
-    boxes = [high_activation_box(activation, percentile) for activation in upsample_map(maps, size)]
+    boxes = [high_activation_box(activation, percentile) for activation in upsample(maps, size)]
     return np.array(boxes, np.int64).reshape(-1, 4)
 
 
@@ -407,8 +408,3 @@ def high_activation_box(activation: Tensor, percentile: float = 95.0) -> tuple[i
     threshold = torch.quantile(activation.flatten().double(), percentile / 100)
     rows, columns = torch.nonzero(activation.double() >= threshold, as_tuple=True)
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-
-
-def upsample_map(activation: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, H, W) -> (N, h, w) by bicubic interpolation, as the activation maps are shown."""
-    return F.interpolate(activation[:, None].float(), size=size, mode="bicubic", align_corners=False)[:, 0]

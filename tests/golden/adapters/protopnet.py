@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fgvczoo.explain.analysis import analyse
+from fgvczoo.metrics.heatmaps import upsample
 from fgvczoo.models.ensemble import EnsembleNetwork
 from fgvczoo.models.protopnet.losses import (
     LossWeights,
@@ -26,7 +27,6 @@ from fgvczoo.nn.prototypes import (
     Projector,
     activation_boxes,
     class_identity,
-    upsample_map,
 )
 from fgvczoo.nn.receptive_field import ReceptiveField, receptive_field
 from tests.golden.adapters import prototype_metrics
@@ -246,12 +246,12 @@ def boxes_of_maps(case: Case) -> dict[str, Tensor]:
     """Boxes and thresholds of noise, smooth and constant maps."""
     side, percentile = case.config["size"], case.config["percentile"]
     maps = [case.inputs[name] for name in ("map0", "map1")]
-    large = {f"upsampled{i}": upsample_map(map_[None], (side, side))[0] for i, map_ in enumerate(maps)}
+    large = {f"upsampled{i}": upsample(map_[None], (side, side))[0] for i, map_ in enumerate(maps)}
     for name in ("smooth0", "smooth1"):
         maps += list(case.inputs[name][:, 0, ::4, ::4])
     maps.append(torch.full((7, 7), 0.3))
     boxes = np.concatenate([activation_boxes(map_[None], (side, side), percentile) for map_ in maps])
-    upsampled = [upsample_map(map_[None], (side, side)).double() for map_ in maps]
+    upsampled = [upsample(map_[None], (side, side)).double() for map_ in maps]
     thresholds = torch.stack([torch.quantile(map_, percentile / 100) for map_ in upsampled])
     return {**large, "boxes": rows_first(boxes), "thresholds": thresholds}
 

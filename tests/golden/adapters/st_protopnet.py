@@ -17,10 +17,11 @@ from fgvczoo.metrics import (
     heatmap_iou,
     outside_inside_ratio,
 )
+from fgvczoo.metrics.heatmaps import upsample
 from fgvczoo.models.st_protopnet.losses import LossWeights, branch_loss, branch_terms
 from fgvczoo.models.st_protopnet.network import Branch, STProtoPNetNetwork
 from fgvczoo.models.st_protopnet.official import arguments_from_official, state_from_official
-from fgvczoo.nn.prototypes import Projector, high_activation_box, upsample_map
+from fgvczoo.nn.prototypes import Projector, high_activation_box
 from tests.golden.case import Case
 
 BRANCHES = ("trivial", "support")
@@ -137,7 +138,7 @@ def projection(case: Case) -> dict[str, Tensor]:
             boxes = []
             for number, image in enumerate(projector.sample.tolist()):
                 activation = branch.nearest_map(features[image, None])[0, number, None]
-                x0, y0, x1, y1 = high_activation_box(upsample_map(activation, (size, size))[0])
+                x0, y0, x1, y1 = high_activation_box(upsample(activation, (size, size))[0])
                 boxes.append([image, y0, y1, x0, x1, int(labels[image])])
             assert projector.patch is not None
             branch.replace_(projector.patch, projector.found)
