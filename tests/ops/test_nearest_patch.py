@@ -128,7 +128,7 @@ def test_prototype_that_is_a_patch_is_at_distance_zero(backend: str) -> None:
 
 
 @metrics
-@pytest.mark.parametrize("count", [1, 2, 65, 300])
+@pytest.mark.parametrize("count", [1, 2, 5, 11, 12, 16, 17, 65, 300])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_equal_patches_give_the_first(metric: str, count: int, backend: str) -> None:
     """Also where the numbers round: a constant picture chooses cell 0."""

@@ -18,6 +18,10 @@ METRICS = ("l2", "cosine", "dot")
 # The smallest norm that a vector is divided by: zero vectors stay zero (the default of F.normalize).
 EPS = 1e-12
 
+# Products with fewer vectors run other code (seen up to 11), which sums some rows in another order: equal patches would
+# no longer tie.
+FEWEST = 16
+
 
 def nearest_patch(patches: Tensor, prototypes: Tensor, metric: str = "l2") -> tuple[Tensor, Tensor]:
     """The best patch of each feature map for each prototype: (value, index), both (B, P).
@@ -46,15 +50,13 @@ def nearest_patch(patches: Tensor, prototypes: Tensor, metric: str = "l2") -> tu
     """
     rows, vectors = _rows_and_vectors("nearest_patch", patches, prototypes, metric)
     kind = "l2" if metric == "l2" else "dot"  # the cosine is the dot product of the normalised rows and vectors
-    single = vectors.shape[-2] == 1
-    if single:
-        # torch multiplies by a single vector with other code, which sums the last rows in another order: equal
-        # patches would no longer tie.
-        vectors = vectors.expand(*vectors.shape[:-2], 2, -1)
+    count = vectors.shape[-2]
+    if 0 < count < FEWEST:
+        vectors = F.pad(vectors, (0, 0, 0, FEWEST - count))
     with _no_autocast(rows.device):
         fused = is_fused(rows.device) and vectors.ndim == 2
         value, index = (_fused if fused else reference.nearest)(rows, vectors, kind)
-    return (value[:, :1], index[:, :1]) if single else (value, index)
+    return value[:, :count], index[:, :count]
 
 
 def similarity_map(patches: Tensor, prototypes: Tensor, metric: str = "l2") -> Tensor:
