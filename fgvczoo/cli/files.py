@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import track
 
 from fgvczoo.errors import FgvczooError
@@ -43,6 +44,19 @@ def parse_box(text: str) -> Box:
     except ValueError:
         raise FgvczooError(f"--box {text}: expected four numbers X0,Y0,X1,Y1 in pixels") from None
     return x0, y0, x1, y1
+
+
+def parse_device(name: str) -> torch.device:
+    """A device of this machine by its name; "auto": the accelerator, else the CPU."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise FgvczooError(f"--device {name}: {reason}; expected auto, cpu, cuda or cuda:0") from None
+    return device
 
 
 def predict_files(

@@ -15,14 +15,13 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
-from fgvczoo.cli.run import RunCheckpoint, RunFolder, check_checkpoint
+from fgvczoo.cli.run import RunCheckpoint, RunFolder
 from fgvczoo.data.base import FGVCDataModule
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.pictures import prototype_pictures
 from fgvczoo.files import write_text
 from fgvczoo.tasks.base import StagedModule
-from fgvczoo.zoo.card import model_card
-from fgvczoo.zoo.load import PUBLISHED, load
+from fgvczoo.zoo.load import PUBLISHED, load, read_run_checkpoint
 from fgvczoo.zoo.recipe import Card, read_sections, resolve_recipe
 from fgvczoo.zoo.weights import save_weights
 
@@ -92,7 +91,7 @@ class ZooCLI(LightningCLI):
         super().parse_arguments(parser, args)
         given = self.config[self.config.subcommand].get("ckpt_path")
         if given and Path(given).is_file():  # Lightning opens it next
-            check_checkpoint(Path(given))
+            read_run_checkpoint(Path(given))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--card", type=Card | None, default=None, help="what the recipe is")
@@ -170,13 +169,14 @@ class ZooCLI(LightningCLI):
         if datamodule.licence_allows_pictures and sources:
             model.prototype_pictures = prototype_pictures(sources, datamodule)
         card: Card | None = config.get("card")
-        licences = vars(card.licences) if card else {}
+        own_data = card is None or card.dataset != datamodule.dataset_name
+        licences = {"code": card.licences.code} if card and own_data else vars(card.licences) if card else {}
         folder = save_weights(
             model,
             self.run.path / "weights",
             provenance=provenance,
-            licences={key: str(value) for key, value in licences.items()},
-            readme=model_card(self.recipe, card, provenance),
+            licences=licences,
+            card=None if own_data else card,  # its title and published numbers are of other data
         )
         state = "trained" if finished else f"stopped after {self.trainer.current_epoch} of {model.plan.epochs} epochs"
         print(f"{self.recipe}: {state}; weights in {folder}")
