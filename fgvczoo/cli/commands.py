@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvczoo import __version__
-from fgvczoo.errors import FgvczooError, did_you_mean
+from fgvczoo.errors import FgvczooError, did_you_mean, printable
 from fgvczoo.zoo.recipe import list_recipes, read_recipe, resolve_recipe
 
 EPILOG = """training (options: fgvczoo fit --help):
@@ -197,7 +197,7 @@ def _predict(options: argparse.Namespace) -> int:
     results = predict_files(model, files, boxes, top=options.top, unreadable=unreadable)
     if options.output is None:
         for result in results:
-            print(f"{result.source}  {result.label}  {result.score:.3f}")
+            print(printable(f"{result.source}  {result.label}  {result.score:.3f}"))
     else:
         write_predictions(results, options.output)
         print(f"{len(results)} predictions in {options.output}")
@@ -219,7 +219,7 @@ def _explain(options: argparse.Namespace) -> int:
     explanations = [model.explain(path, target=target, top=options.top, box=boxes(path)) for path in options.paths]
     written = write(explanations, options.output, names=[path.name for path in options.paths])
     for path, explanation in zip(options.paths, explanations):
-        print(f"{path}  {explanation.predicted}  {explanation.probability:.3f}")
+        print(printable(f"{path}  {explanation.predicted}  {explanation.probability:.3f}"))
     print(f"explanation in {written}")
     return 0
 

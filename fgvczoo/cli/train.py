@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -22,7 +22,7 @@ from fgvczoo.explain.pictures import prototype_pictures
 from fgvczoo.files import write_text
 from fgvczoo.tasks.base import StagedModule
 from fgvczoo.zoo.load import PUBLISHED, load, read_run_checkpoint
-from fgvczoo.zoo.recipe import Card, read_sections, resolve_recipe
+from fgvczoo.zoo.recipe import Card, allowed_packages, read_sections, resolve_recipe
 from fgvczoo.zoo.weights import save_weights
 
 SUBCOMMANDS = ("fit", "validate", "test")
@@ -55,6 +55,12 @@ class ZooCLI(LightningCLI):
     run: RunFolder
 
     def __init__(self, args: ArgsType) -> None:
+        # A bare string, too, can name a class to import.
+        set_parsing_settings(
+            import_path_denylist=["*"],
+            import_path_allowlist=allowed_packages(),
+            instantiate_subclass_spec_in_any=False,
+        )
         super().__init__(
             StagedModule,
             FGVCDataModule,

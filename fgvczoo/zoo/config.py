@@ -7,11 +7,14 @@ memory or time than the tensors beside it justify is refused before it is taken.
 from __future__ import annotations
 
 import json
+import reprlib
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -19,9 +22,9 @@ from torch.nn.modules import module as registration
 
 from fgvczoo import __version__
 from fgvczoo.checkpoints import TensorInfo
-from fgvczoo.errors import FgvczooError
+from fgvczoo.errors import FgvczooError, did_you_mean
 from fgvczoo.tasks.base import StagedModule
-from fgvczoo.zoo.build import create
+from fgvczoo.zoo.registry import model_class
 
 FORMAT = 1
 CONFIG, TENSORS, PICTURES, README = "config.json", "model.safetensors", "prototypes.safetensors", "README.md"
@@ -127,8 +130,18 @@ def build_from_config(config: dict[str, Any], tensors: Mapping[str, TensorInfo],
 
 def _create(config: dict[str, Any], path: Path) -> StagedModule:
     try:
-        arguments = {**config["init"], "class_names": config["classes"], "preprocess": config["preprocess"]}
-        model = create(config["paper"], **arguments)
+        cls = model_class(config["paper"])
+        hints = get_type_hints(cls.__init__)
+        arguments = {}
+        # Not by the parser that recipes go through, which would open a file for a string in place of settings.
+        for key, value in config["init"].items():
+            if key not in hints:
+                raise FgvczooError(f"init has no setting {key!r}{did_you_mean(key, hints)}")
+            try:
+                arguments[key] = _as_type(value, hints[key])
+            except TypeError:
+                raise FgvczooError(f"init.{key} is {reprlib.repr(value)}; expected {_words(hints[key])}") from None
+        model: StagedModule = cls(**arguments, class_names=config["classes"], preprocess=config["preprocess"])
         model.restore_state_values(config["state"])
     except FgvczooError as error:
         raise FgvczooError(f"{path}: {error}") from None
@@ -136,6 +149,36 @@ def _create(config: dict[str, Any], path: Path) -> StagedModule:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise FgvczooError(f"{path}: describes no {config['paper']} that can be built ({reason})") from None
     return model
+
+
+def _as_type(value: Any, hint: Any) -> Any:
+    """A JSON value as an argument of that type: lists become tuples where those are wanted. Raises `TypeError`."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        for each in inner:
+            with suppress(TypeError):
+                return _as_type(value, each)
+    elif origin is Literal:
+        if value in inner:
+            return value
+    elif origin is tuple:
+        if isinstance(value, list) and (len(value) == len(inner) or ... in inner):
+            return tuple(_as_type(item, inner[0 if ... in inner else n]) for n, item in enumerate(value))
+    elif origin in (list, Sequence):
+        if isinstance(value, list):
+            return [_as_type(item, inner[0]) for item in value]
+    elif origin is dict:
+        if isinstance(value, dict):
+            return {key: _as_type(item, inner[1]) for key, item in value.items()}
+    elif hint is Any or type(value) is hint or (hint is float and type(value) is int):
+        return value
+    elif is_dataclass(hint) and isinstance(value, dict):
+        return value  # modules take their own settings as dicts
+    raise TypeError
+
+
+def _words(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def check_tensors(

@@ -124,6 +124,9 @@ def read_recipe(name: str | Path) -> Recipe:
     for key in ("card", "model", "data"):
         if not isinstance(config.get(key), dict):
             raise FgvczooError(f"recipe {path.name}: the section {key!r} is missing")
+    for key in ("model", "data"):
+        if "class_path" not in config[key] or not isinstance(config[key].get("init_args", {}), dict | None):
+            raise FgvczooError(f"recipe {path.name}: the section {key!r} is no class_path with init_args")
     card: Card = _build(Card, config["card"], f"recipe {path.name}: card")
     return Recipe(path.stem, path, card, config)
 
@@ -169,15 +172,15 @@ def _check_values(config: Any, name: str) -> None:
         seen += 1
         if seen + len(todo) > _MAX_VALUES:
             raise FgvczooError(f"recipe {name}: more than {_MAX_VALUES:,} values; a recipe is a page of settings")
-        if isinstance(value, dict):
-            todo += [(str(key), item) for key, item in value.items()]
-        elif isinstance(value, (list, tuple, set)):
-            todo += [("", item) for item in value]
-        elif key == "class_path" and str(value).partition(".")[0] not in packages:
+        if key == "class_path" and (not isinstance(value, str) or value.partition(".")[0] not in packages):
             raise FgvczooError(
                 f"recipe {name}: class_path {str(value)[:80]!r} is outside of {', '.join(packages)}; to run code of "
                 f"another package, set FGVCZOO_ALLOW={str(value).partition('.')[0][:40]}"
             )
+        if isinstance(value, dict):
+            todo += [(str(key), item) for key, item in value.items()]
+        elif isinstance(value, (list, tuple, set)):
+            todo += [("", item) for item in value]
 
 
 # The card's settings that are dataclasses of their own.
