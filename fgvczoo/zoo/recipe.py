@@ -112,8 +112,10 @@ def resolve_recipe(name: str | Path) -> Path:
     path = Path(text)
     if path.is_file():
         return path
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+    if path.suffix in (".yaml", ".yml"):
         raise FgvczooError(f"recipe file {text}: not found; `fgvczoo recipe NAME > mine.yaml` writes one to start from")
+    if len(path.parts) > 1:
+        raise FgvczooError(f"{text}: not found; give a recipe's name or file, the folder of a run or of weights")
     raise FgvczooError(f"no recipe {text!r}{did_you_mean(text, list_recipes())} `fgvczoo list` shows all")
 
 

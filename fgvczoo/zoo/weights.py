@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -113,10 +115,11 @@ def save_weights(
     return folder
 
 
-def record_metrics(folder: Path, metrics: dict[str, float]) -> None:
-    """Adds what a test measured to the provenance of saved weights, and to their README."""
+def record_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Adds what a test measured to the provenance of saved weights, and to their README; null for what is undefined."""
     config = read_config(folder / CONFIG)
-    config["provenance"] = {**(config["provenance"] or {}), "metrics": metrics}
+    defined = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    config["provenance"] = {**(config["provenance"] or {}), "metrics": defined}
     write_text(folder / CONFIG, _json(config))
     write_text(folder / README, model_card(config))
 
