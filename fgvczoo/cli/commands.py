@@ -177,9 +177,21 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from fgvczoo.zoo.info import describe
+    from fgvczoo.zoo.info import describe, describe_weights
 
-    print(describe(read_recipe(options.name)))
+    path = Path(options.name)
+    if not path.is_dir() and (len(path.parts) == 1 or path.is_file() or path.suffix in (".yaml", ".yml")):
+        print(describe(read_recipe(options.name)))
+        return 0
+    from fgvczoo.zoo.load import locate
+    from fgvczoo.zoo.weights import check_folder
+
+    if (folder := locate(options.name)) is None:
+        raise FgvczooError(
+            f"{options.name}: not found; give a recipe, the folder of a run or of weights, or owner/name"
+        )
+    text = describe_weights(folder, check_folder(folder))
+    print("\n".join(printable(line) for line in text.splitlines()))
     return 0
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,10 +50,10 @@ class Repo(NamedTuple):
 def parse_repo(text: str) -> Repo | None:
     """ "owner/name" or "owner/name@revision" as a repository; None for what is none, and for a path.
 
-    A name whose first part is a folder here is a path, though there may be nothing at its end.
+    A name whose first part is a folder here, or "runs", is a path, though there may be nothing at its end.
     """
     match = _NAME.fullmatch(text)
-    if match is None or Path(text).exists() or Path(text).parts[0] in (".", "..") or Path(text).parent.is_dir():
+    if match is None or Path(text).exists() or Path(text).parts[0] in (".", "..", "runs") or Path(text).parent.is_dir():
         return None
     return Repo(match[1], match[2])
 
@@ -185,7 +186,10 @@ def _check_is_ours(repo: Repo) -> None:
 
 @contextmanager
 def _hub_errors(repo: Repo) -> Iterator[None]:
-    """Errors of the client and of its transport as one line each."""
+    """Errors of the client and of its transport as one line each, in place of its own reports of every try."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     except GatedRepoError:
@@ -225,6 +229,8 @@ def _hub_errors(repo: Repo) -> Iterator[None]:
         if not type(error).__module__.startswith("httpx"):
             raise
         raise FgvczooError(f"{repo}: the connection broke off ({_reason(error)}); try again") from None
+    finally:
+        logger.setLevel(level)
 
 
 def _reason(error: BaseException) -> str:

@@ -34,10 +34,9 @@ def load(name: str | Path, weights: str | Path | None = PUBLISHED, *, revision: 
     Raises `FgvczooError` for an unknown name, where no weights are published, and for weights that do not fit.
     """
     given = name if weights == PUBLISHED else weights
-    if given is not None and (model := _load_place(given, revision)) is not None:
-        if weights == PUBLISHED:
-            return model
-        return _of_paper(model, read_recipe(name), weights)
+    if given is not None and (folder := locate(given, revision)) is not None:
+        model = load_weights(folder)
+        return model if weights == PUBLISHED else _of_paper(model, read_recipe(name), weights)
     if revision is not None:
         raise FgvczooError(f"revision={revision!r} is of a Hub repository (owner/name), and {given} is none")
     recipe = read_recipe(name)
@@ -50,10 +49,10 @@ def load(name: str | Path, weights: str | Path | None = PUBLISHED, *, revision: 
     return _load_file(recipe, Path(weights))
 
 
-def _load_place(given: str | Path, revision: str | None) -> StagedModule | None:
-    """The model of a folder or a repository; None for what is neither."""
+def locate(given: str | Path, revision: str | None = None) -> Path | None:
+    """The weights folder of a folder, a run or a Hub repository, which is fetched; None for what is none of them."""
     if Path(given).is_dir():
-        return load_weights(weights_folder(Path(given)))
+        return weights_folder(Path(given))
     from fgvczoo.zoo.hub import Repo, fetch, parse_repo
 
     repo = parse_repo(str(given)) if isinstance(given, str) else None
@@ -61,7 +60,7 @@ def _load_place(given: str | Path, revision: str | None) -> StagedModule | None:
         return None
     if revision is not None and repo.revision is not None:
         raise FgvczooError(f"{repo} names a revision, and revision={revision!r} is given as well; give one")
-    return load_weights(fetch(Repo(repo.id, revision or repo.revision)))
+    return fetch(Repo(repo.id, revision or repo.revision))
 
 
 def _of_paper(model: StagedModule, recipe: Recipe, weights: Any) -> StagedModule:
