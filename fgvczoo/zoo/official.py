@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -45,6 +46,9 @@ class ImportReport:
         rows = [("loaded", f"{self.loaded} tensors"), ("inferred", inferred), ("dropped", ", ".join(self.dropped))]
         rows += [("untouched", ", ".join(self.untouched)), *(("note", note) for note in self.notes)]
         return [f"{name:9}  {text}" for name, text in rows if text]
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(chr(10).join(self.lines()))}</pre>"
 
 
 def from_official(paper: str, checkpoint: str | Path | Mapping[str, Tensor], **config: Any) -> StagedModule:
