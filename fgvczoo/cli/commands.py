@@ -201,8 +201,9 @@ def _recipe(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from fgvczoo.cli.files import image_files, predict_files, write_predictions
+    from fgvczoo.cli.files import check_table, image_files, predict_files, write_predictions
 
+    check_table(options.output)
     files = image_files(options.paths)
     unreadable: list[str] = []
     model, boxes = _model(options)
