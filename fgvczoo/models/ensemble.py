@@ -52,7 +52,8 @@ class PrototypeEnsemble(PrototypeClassifier):
     Args:
         models: at least one; class names, their order and preprocessing must be the same.
         l1: coefficient of the L1 norm.
-        stages, plan: see `tasks.stages`. Groups: backbone, add_on, prototypes, last_layer, of all members.
+        stages: see `tasks.stages`. Groups: backbone, add_on, prototypes, last_layer, of all members.
+        plan: of these stages.
 
     Raises `FgvczooError` where members do not fit each other.
     """
