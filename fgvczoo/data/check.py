@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 from fgvczoo.data.base import FGVCDataModule
 from fgvczoo.data.cub import CUB
 from fgvczoo.errors import FgvczooError
-from fgvczoo.preprocess import read_image
 
 _SHOWN = 20  # problems of one kind that are named
 
@@ -84,10 +83,10 @@ def _check_pictures(reader: CUB, report: Report, *, masks: bool, progress: bool)
     rows = range(len(reader))
     for index in track(rows, "reading pictures", console=Console(stderr=True), disable=not progress, transient=True):
         try:
-            image = read_image(reader.path(index))
+            image = reader.read(index)
             grey += bool((image == image[..., :1]).all())
             if masks and (shape := reader.annotations(index, ["mask"])["mask"].shape) != image.shape[:2]:
-                problems.append(f"{reader.path(index)}: {image.shape[:2]} pixels, but its segmentation has {shape}")
+                problems.append(f"{reader.name_of(index)}: {image.shape[:2]} pixels, but its segmentation has {shape}")
         except FgvczooError as error:
             problems.append(str(error))
     for problem in problems[:_SHOWN]:
