@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +25,8 @@ from fgvczoo.preprocess import Preprocess, read_image
 
 # Rows that are cut from train are the same in every run, whatever its seed: results of several seeds are comparable.
 _SPLIT_SEED = 0
+# Control characters, line ends, and bytes of a file name that are not UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 TEXT = np.dtypes.StringDType()  # strings of any length in one block of memory, which forked workers share
 
 
@@ -448,6 +452,17 @@ def _stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
         else:
             batch[key] = torch.stack([torch.as_tensor(value) for value in values])
     return batch
+
+
+def check_class_names(names: Iterable[str], source: str) -> None:
+    """Refuses names that cannot stand in a line of text, and two that look alike but are spelt with other code points
+    (a letter with its accent, or the letter and then the accent). source: what messages call their origin."""
+    spelt: dict[str, str] = {}
+    for name in names:
+        if UNPRINTABLE.search(name):
+            raise FgvczooError(f"{source}: the class name {name!a} has characters that cannot be printed; rename it")
+        if (other := spelt.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            raise FgvczooError(f"{source}: {other!a} and {name!a} are one class name in two spellings; rename one")
 
 
 def stratified(rows: np.ndarray, labels: np.ndarray, fraction: float, split: str) -> tuple[np.ndarray, np.ndarray]:
