@@ -176,10 +176,8 @@ class Columns:
         numbers = label.to_numpy()
         found = np.unique(numbers)
         if len(absent := np.flatnonzero(found != np.arange(len(found)))):
-            raise FgvczooError(
-                f"{self.source}: labels {found[0]}..{found[-1]} of train, but none is {absent[0]}; expected 0, 1, 2 and "
-                "so on, each there"
-            )
+            numbers_found = f"labels {found[0]}..{found[-1]} of train, but none is {absent[0]}"
+            raise FgvczooError(f"{self.source}: {numbers_found}; expected 0, 1, 2 and so on, each there")
         if not self.has("class_name"):
             return [str(number) for number in found]
         pairs = pa.table({"label": label, "name": self._text("class_name").take(pa.array(rows))})
