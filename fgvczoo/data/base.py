@@ -41,7 +41,7 @@ class Reader(ABC):
     class_names: list[str]  # of the labels 0..C-1
     labels: np.ndarray  # (N,) int64
     image_ids: np.ndarray  # (N,) the set's own ids, of any kind
-    splits: dict[str, np.ndarray]  # name -> rows, the official ones where there are such; "train" among them
+    splits: dict[str, np.ndarray]  # name -> rows, ascending; the official ones where there are such; "train" among them
     keys: tuple[str, ...]  # annotations that it can give
 
     def __len__(self) -> int:
@@ -62,6 +62,14 @@ class Reader(ABC):
     def label(self, index: int) -> int:
         """The label of a row."""
         return int(self.labels[index])
+
+    def split_of(self, index: int) -> str:
+        """The split of a row; the first of them where several have it."""
+        for name, rows in self.splits.items():
+            place = int(np.searchsorted(rows, index))
+            if place < len(rows) and rows[place] == index:
+                return name
+        raise FgvczooError(f"{self.name}: row {index} is in none of {', '.join(self.splits)}")
 
     def find(self, image_id: str) -> int | None:
         """The row of an image by the set's own id, as text; None where there is none."""

@@ -27,7 +27,7 @@ from fgvczoo.data.base import TEXT, check_class_names
 from fgvczoo.errors import FgvczooError, did_you_mean
 
 _CORNERS = ("bbox_x0", "bbox_y0", "bbox_x1", "bbox_y1")
-_METADATA = "metadata."  # what its columns begin with
+METADATA = "metadata."  # what its columns begin with
 # Columns that hold annotations; beside them those that begin with `metadata.`.
 ANNOTATIONS = (
     *("bbox", *_CORNERS, "boxes", "parts", "attributes", "attribute_certainty", "label_levels"),
@@ -73,8 +73,8 @@ class Columns:
                 f"{source}: columns {' and '.join(one_box)}; expected one of bbox, the four of bbox_x0, and boxes"
             )
         for name, column in (("place", "latitude"), ("date", "date")):
-            if _METADATA + name in names and column in names:
-                raise FgvczooError(f"{source}: columns {_METADATA}{name} and {column} for the same; leave one out")
+            if METADATA + name in names and column in names:
+                raise FgvczooError(f"{source}: columns {METADATA}{name} and {column} for the same; leave one out")
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ class Columns:
         keys = {
             "bbox": "bbox" in names or "bbox_x0" in names,
             **{key: key in names for key in ("boxes", "parts", "attributes", "label_levels")},
-            "metadata": "latitude" in names or "date" in names or any(name.startswith(_METADATA) for name in names),
+            "metadata": "latitude" in names or "date" in names or any(name.startswith(METADATA) for name in names),
         }
         return tuple(key for key, there in keys.items() if there)
 
@@ -206,7 +206,8 @@ class Columns:
         numbers = label.to_numpy()
         if len(wrong := np.flatnonzero((numbers < 0) | (numbers >= len(names)))):
             given = numbers[wrong[0]]
-            raise FgvczooError(f"{self.name_of(wrong[0])}: label {given}; expected 0..{len(names) - 1}")
+            hint = "; -1 marks rows without a label" if given == -1 else ""
+            raise FgvczooError(f"{self.name_of(wrong[0])}: label {given}; expected 0..{len(names) - 1}{hint}")
         return numbers
 
     def number_labels(self) -> None:
@@ -304,8 +305,8 @@ class Columns:
                 columns.append(np.floor(hour))
             tables["date"] = np.stack(columns, axis=1)
         for name in names:
-            if name.startswith(_METADATA):
-                tables[name.removeprefix(_METADATA)] = self._vectors(name)
+            if name.startswith(METADATA):
+                tables[name.removeprefix(METADATA)] = self._vectors(name)
         valid = {name: np.isfinite(table).all(axis=1) for name, table in tables.items()}
         values = {name: np.where(valid[name][:, None], table, 0).astype(np.float32) for name, table in tables.items()}
         return values, valid
@@ -427,7 +428,7 @@ def read_table(file: Path) -> Columns:
         raise FgvczooError(f"{file}: the column {doubled[0]!r} is there twice")
     if "path" in names and "file_name" in names:
         raise FgvczooError(f"{file}: columns path and file_name; expected one of them")
-    known = [name for name in names if name in _COLUMNS or name.startswith(_METADATA)]
+    known = [name for name in names if name in _COLUMNS or name.startswith(METADATA)]
     for needed, present in (("path", {"path", "file_name"}), ("label", {"label"})):
         if present.isdisjoint(names):
             others = [name for name in names if name not in known]

@@ -137,14 +137,6 @@ class Folder(Reader):
             **({"bbox": known[index].tolist()} if known is not None else {}),
         }
 
-    def split_of(self, index: int) -> str:
-        """The split of a row, of which each has one."""
-        for name, rows in self.splits.items():
-            place = int(np.searchsorted(rows, index))
-            if place < len(rows) and rows[place] == index:
-                return name
-        raise AssertionError(index)
-
     def others(self) -> list[str]:
         """Files below the root that are not read, hidden ones aside, sorted."""
         read = {*self.image_ids.tolist(), *(self._mask_paths.tolist() if self._mask_paths is not None else ())}
