@@ -23,7 +23,7 @@ from tests.data.folder.make import make_folders
 from tests.data.hub.make import NAMES, encoded, make_parquet
 from tests.data.hub.server import COMMIT, serve
 from tests.data.test_cub import Probe, order, same, trainer
-from tests.test_distributed import TRUNKS, accuracies
+from tests.test_distributed import TRUNKS
 
 COUNTS = {"train": 22, "validation": 4, "test": 7}
 STREAM = {"streaming": True, "lengths": {"train": 22, "val": 4, "test": 7}, "buffer_size": 5}
@@ -506,7 +506,7 @@ def test_a_stream_without_test(tmp_path):
         (ConnectionError("Couldn't reach 'a/b' on the Hub"), "cannot be reached, and there is no copy"),
         (RuntimeError("Dataset scripts are no longer supported, but found b.py"), "a script of its own, which is not"),
         (ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']"), "it has a, b"),
-        (ValueError("BuilderConfig 'x' not found. Available: ['xy', 'z']"), "no config 'x'; it has .*; did you mean xy"),
+        (ValueError("BuilderConfig 'x' not found. Available: ['xy', 'z']"), "no config 'x'; .*; did you mean xy"),
         (OSError("two\nlines"), r"cannot be read \(OSError: two lines\)"),
     ],
 )  # fmt: skip
@@ -626,25 +626,21 @@ def test_a_recipe_trains_on_a_stream_and_resumes_to_the_bit(shared, tmp_path, fg
 
 
 def test_two_processes_read_a_stream_as_one(shared, tmp_path, fgvczoo_in):
-    outputs = []
-    for processes, run in ((1, tmp_path / "one"), (2, tmp_path / "two")):
-        common = fit("linear", shared, run, *TRUNKS["linear"], "--trainer.devices", processes)
-        # A smaller last batch is cut to a multiple of the processes: 22 rows are even.
-        for subcommand, more in (("fit", []), ("test", ["--ckpt_path", "last"])):
-            if processes == 1:
-                status, out, err = fgvczoo_in(subcommand, *common, *more)
-            else:
-                command = [sys.executable, "-m", "fgvczoo", subcommand, *common, *more]
-                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-                here = Path(__file__).parents[2]
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=here)
-                status, out, err = done.returncode, done.stdout, done.stderr
-            assert status == 0, err
-        outputs.append(accuracies(out))
-    one, two = (load(tmp_path / name).state_dict() for name in ("one", "two"))
-    for key in one:
-        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4, msg=key)
-    assert outputs[0] and outputs[0] == outputs[1]
+    """22 rows: a last batch that is even, as several processes cut it to a multiple of their number."""
+    one, two = (
+        ["fit", *fit("linear", shared, tmp_path / str(number), *TRUNKS["linear"], "--trainer.devices", number)]
+        for number in (1, 2)
+    )
+    status, _, err = fgvczoo_in(*one)
+    assert status == 0, err
+    command = [sys.executable, "-m", "fgvczoo", *two]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).parents[2]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=here)
+    assert done.returncode == 0, done.stderr
+    states = [load(tmp_path / number).state_dict() for number in ("1", "2")]
+    for key in states[0]:
+        torch.testing.assert_close(states[1][key], states[0][key], rtol=1e-3, atol=1e-4, msg=key)
 
 
 def test_options_reach_the_data_module(shared, fgvczoo_in):
