@@ -25,6 +25,8 @@ _INTERPOLATIONS = {
 }
 # A picture is refused above this many pixels: decoding a small file must not take gigabytes. Below Pillow's own limit.
 MAX_PIXELS = 150_000_000
+# Sizes come with weights that a stranger may have written: no more than these are made of a picture.
+MAX_SIDE, MIN_CROP_FRACTION = 4096, 0.1
 
 
 def read_image(source: Any, name: str | None = None) -> np.ndarray:
@@ -168,12 +170,14 @@ class Preprocess:
         ):
             if given not in known:
                 raise FgvczooError(f"preprocess.{name}={given!r}; expected one of {', '.join(known)}")
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise FgvczooError(f"preprocess.size={self.size}; expected height and width, both at least 1")
+        if len(self.size) != 2 or min(self.size) < 1 or max(self.size) > MAX_SIDE:
+            raise FgvczooError(f"preprocess.size={self.size}; expected height and width, both in 1..{MAX_SIDE}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise FgvczooError("preprocess.mean and std need three numbers each, std above 0")
-        if not 0 < self.crop_fraction <= 1:
-            raise FgvczooError(f"preprocess.crop_fraction={self.crop_fraction}; expected a number in (0, 1]")
+        if not MIN_CROP_FRACTION <= self.crop_fraction <= 1:
+            raise FgvczooError(
+                f"preprocess.crop_fraction={self.crop_fraction}; expected a number in [{MIN_CROP_FRACTION}, 1]"
+            )
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """RGB uint8 (H, W, 3) -> RGB uint8 (h, w, 3) of `size`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,16 @@ import torch
 import fgvczoo
 from fgvczoo.tasks.base import StagedModule
 from fgvczoo.zoo.build import build_model
+from fgvczoo.zoo.info import MEASURED
 from fgvczoo.zoo.load import load
+from fgvczoo.zoo.papers import PAPERS as PAPERS_KNOWN
 from fgvczoo.zoo.recipe import list_recipes, read_recipe
 from fgvczoo.zoo.registry import DATASETS, MODELS
 from tests.conftest import RECIPES
 from tests.zoo.test_export import assert_runs_alone
 
 PAPERS = sorted(MODELS)
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -44,6 +48,24 @@ def test_published_weights_load_offline(name: str) -> None:
     else:
         model = load(name)
         assert not model.training and model.num_classes == recipe.card.num_classes
+
+
+def test_what_info_says_was_measured() -> None:
+    """The package's copy is what the committed results say."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        from collect import collect  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    assert json.loads(MEASURED.read_text()) == collect()
+
+
+@pytest.mark.parametrize("name", sorted(PAPERS_KNOWN))
+def test_a_paper_is_cited_alike(name: str) -> None:
+    page = (BENCHMARKS.parent / "docs" / "models" / f"{name}.md").read_text()
+    paper = PAPERS_KNOWN[name]
+    assert paper.bibtex in page and paper.title in " ".join(page.split())
+    assert name in MODELS
 
 
 @pytest.fixture(scope="module", params=PAPERS)

@@ -107,3 +107,11 @@ def test_high_activation_box_holds_the_peak() -> None:
     map_ = torch.zeros(20, 30)
     map_[5:8, 10:20] = 1.0
     assert high_activation_box(map_) == (10, 5, 20, 8)
+
+
+def test_notebooks_show_results(model: STProtoPNet) -> None:
+    prediction = replace(model.predict(picture()), source="<b>.jpg")
+    shown = prediction._repr_html_()
+    assert "b &lt;i&gt;" in shown and "&lt;b&gt;.jpg" in shown and shown.count("<tr>") == 3
+    frame = model.explain(picture(), target=1)._repr_html_()
+    assert frame.startswith("<iframe") and "<script" not in frame and "b &amp;lt;i&amp;gt;" in frame

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import fgvczoo
 from fgvczoo.models.st_protopnet import STProtoPNet
 from fgvczoo.nn.prototypes import PrototypeSource
+from fgvczoo.zoo.config import DamagedWeights
 from fgvczoo.zoo.load import load
 from fgvczoo.zoo.weights import file_sha256, load_weights, save_weights
 
@@ -69,6 +70,11 @@ def edit(folder: Path, **changes: object) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
+def sign(folder: Path) -> None:
+    """Makes config.json vouch for the files as they are."""
+    edit(folder, files={file.name: file_sha256(file) for file in folder.glob("*.safetensors")})
+
+
 def refused(folder: Path, *words: str) -> None:
     with pytest.raises(fgvczoo.FgvczooError) as caught:
         load_weights(folder)
@@ -81,6 +87,8 @@ def refused(folder: Path, *words: str) -> None:
 def test_damaged_folders_are_refused(folder: Path) -> None:
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    refused(folder, "model.safetensors", "altered or cut")
+    sign(folder)  # as if it had been written so
     refused(folder, "model.safetensors", "not a whole")
     (folder / "model.safetensors").unlink()
     refused(folder, "no model.safetensors")
@@ -91,13 +99,19 @@ def test_damaged_folders_are_refused(folder: Path) -> None:
 
 
 def test_altered_files_do_not_load(folder: Path) -> None:
-    digest = file_sha256(folder / "model.safetensors")
+    digest = file_sha256(folder / "config.json")
     assert load_weights(folder, sha256=digest).num_classes == 2
-    content = bytearray((folder / "model.safetensors").read_bytes())
-    content[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(fgvczoo.FgvczooError, match="altered"):
-        load_weights(folder, sha256=digest)
+    for name in ("model.safetensors", "prototypes.safetensors", "config.json"):
+        whole = (folder / name).read_bytes()
+        content = bytearray(whole)
+        content[-3] ^= 1
+        (folder / name).write_bytes(content)
+        with pytest.raises(DamagedWeights, match=f"{name}.*altered"):
+            load_weights(folder, sha256=digest)
+        (folder / name).write_bytes(whole)
+    (folder / "prototypes.safetensors").unlink()
+    with pytest.raises(DamagedWeights, match=r"no prototypes\.safetensors"):
+        load_weights(folder)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +133,7 @@ def test_configs_that_do_not_fit_are_refused(folder: Path, changes: dict, words:
 
 
 def test_missing_keys_are_named(folder: Path) -> None:
-    for key in ("paper", "init", "classes", "preprocess", "state"):
+    for key in ("paper", "init", "classes", "preprocess", "state", "files", "provenance", "licence"):
         config = json.loads((folder / "config.json").read_text())
         broken = folder.with_name(f"without-{key}")
         broken.mkdir()
@@ -133,6 +147,7 @@ def test_extra_tensors_are_refused(folder: Path) -> None:
 
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "more": torch.zeros(1)}, folder / "model.safetensors")
+    sign(folder)
     refused(folder, "more", "does not belong")
 
 

@@ -18,6 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0, 1 (a check failed, or our fault), 2 (the user's mistake), 130 (Ctrl-C)."""
     args = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks how a line could go on
+        from fgvczoo.cli.completion import complete
+
+        complete()
     debug = os.environ.get("FGVCZOO_DEBUG") == "1"
     try:
         if args and args[0] in TRAINING:

@@ -1,4 +1,4 @@
-"""The commands of our own: list, info, recipe, predict, explain, import, export, data."""
+"""The commands of our own: all but fit, validate and test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvczoo import __version__
-from fgvczoo.errors import FgvczooError, did_you_mean
+from fgvczoo.errors import FgvczooError, did_you_mean, printable
 from fgvczoo.zoo.recipe import list_recipes, read_recipe, resolve_recipe
 
 EPILOG = """training (options: fgvczoo fit --help):
@@ -40,9 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("list", help="all recipes")
     add.add_argument("pattern", nargs="?", default="*", help="a glob, as in '*-cub'")
+    add.add_argument("--task", help="only of this kind of work: classification, ...")
+    add.add_argument("--data", help="only for this data set: cub, ...")
+    add.add_argument("--paper", help="only of this paper: protopnet, ...")
+    add.add_argument("--weights", action="store_true", help="only those with published weights")
 
-    add = commands.add_parser("info", help="a recipe's card")
-    add.add_argument("name")
+    add = commands.add_parser("info", help="the card of a recipe, or of weights: results, sizes, licences")
+    add.add_argument("name", metavar="NAME", help="a recipe, the folder of a run or of weights, or a Hub repository")
 
     add = commands.add_parser("recipe", help="print a recipe, to copy and edit")
     add.add_argument("name")
@@ -67,15 +71,24 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a file of theirs; nothing in it is executed")
     add.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder of weights to write")
 
+    add = commands.add_parser("push", help="upload weights to the Hub")
+    add.add_argument("folder", type=Path, metavar="DIR", help="the folder of a run or of weights")
+    add.add_argument("repo", metavar="REPO", help="owner/name; made where it does not exist")
+    add.add_argument("--private", action="store_true", help="make it a private repository")
+    add.add_argument("--revision", metavar="BRANCH", help="a branch; default: main")
+    add.add_argument("--licence", help="as the Hub names them (cc-by-nc-4.0), where the weights do not say theirs")
+    add.add_argument("--message", help="of the commit")
+
+    add = commands.add_parser("completion", help="code that completes fgvczoo's words in a shell")
+    add.add_argument("shell", choices=["bash", "zsh", "fish"])
+
     add = commands.add_parser("export", help="a file that runs where fgvczoo is not installed")
-    add.add_argument("name", metavar="NAME", help="a recipe, or the folder of a run or of weights")
-    add.add_argument("--weights", help="a folder of weights or of a run, instead of the published ones")
+    _name_options(add)
     add.add_argument("-o", "--output", type=Path, required=True, help="a .onnx or .pt2 file")
     add.add_argument("--batch", type=int, help="images at once; default: any number")
 
     add = commands.add_parser("evaluate", help="score a model's explanations on the test images of its data set")
-    add.add_argument("name", metavar="NAME", help="a recipe, or the folder of a run or of weights")
-    add.add_argument("--weights", help="a folder of weights or of a run, instead of the published ones")
+    _name_options(add)
     add.add_argument(
         "--data_root", type=Path, help="the data set's root; default: where it lies by itself (synthbirds)"
     )
@@ -103,9 +116,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _name_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a recipe, the folder of a run or of weights, or a Hub repository")
+    parser.add_argument("--weights", help="of the recipe: a folder, repository or checkpoint, not the published ones")
+
+
 def _model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="a recipe, or the folder of a run or of weights")
-    parser.add_argument("--weights", help="a folder of weights or of a run, instead of the published ones")
+    _name_options(parser)
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: a GPU where there is one")
     parser.add_argument("--box", help="X0,Y0,X1,Y1 in pixels: cut this out of the image first")
     parser.add_argument(
         "--data_root",
@@ -140,18 +158,40 @@ def _list(options: argparse.Namespace) -> int:
     names = list_recipes(options.pattern)
     if not names:
         raise FgvczooError(f"no recipe matches {options.pattern!r}{did_you_mean(options.pattern, list_recipes())}")
-    rows = [(name, read_recipe(name).card) for name in names]
-    width = max(len(name) for name in names)
-    for name, card in rows:
-        weights = "weights" if card.weights else "-"
+    cards = {name: read_recipe(name).card for name in names}
+    for key, wanted in (("task", options.task), ("dataset", options.data), ("paper", options.paper)):
+        if wanted is not None:
+            known = {getattr(card, key) for card in cards.values()}
+            cards = {name: card for name, card in cards.items() if getattr(card, key) == wanted}
+            if not cards:
+                raise FgvczooError(
+                    f"list: none of {len(names)} recipes has {key} {wanted!r}{did_you_mean(wanted, known)}"
+                )
+    if options.weights:
+        cards = {name: card for name, card in cards.items() if card.weights}
+    width = max((len(name) for name in cards), default=0)
+    for name, card in cards.items():
+        weights = "-" if card.weights is None else "package" if card.weights.source == "package" else "hub"
         print(f"{name:{width}}  {card.task:15} {card.dataset:12} {weights:8} {card.title}")
     return 0
 
 
 def _info(options: argparse.Namespace) -> int:
-    from fgvczoo.zoo.info import describe
+    from fgvczoo.zoo.info import describe, describe_weights
 
-    print(describe(read_recipe(options.name)))
+    path = Path(options.name)
+    if not path.is_dir() and (len(path.parts) == 1 or path.is_file() or path.suffix in (".yaml", ".yml")):
+        print(describe(read_recipe(options.name)))
+        return 0
+    from fgvczoo.zoo.load import locate
+    from fgvczoo.zoo.weights import check_folder
+
+    if (folder := locate(options.name)) is None:
+        raise FgvczooError(
+            f"{options.name}: not found; give a recipe, the folder of a run or of weights, or owner/name"
+        )
+    text = describe_weights(folder, check_folder(folder))
+    print("\n".join(printable(line) for line in text.splitlines()))
     return 0
 
 
@@ -161,15 +201,16 @@ def _recipe(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from fgvczoo.cli.files import image_files, predict_files, write_predictions
+    from fgvczoo.cli.files import check_table, image_files, predict_files, write_predictions
 
+    check_table(options.output)
     files = image_files(options.paths)
     unreadable: list[str] = []
     model, boxes = _model(options)
     results = predict_files(model, files, boxes, top=options.top, unreadable=unreadable)
     if options.output is None:
         for result in results:
-            print(f"{result.source}  {result.label}  {result.score:.3f}")
+            print(printable(f"{result.source}  {result.label}  {result.score:.3f}"))
     else:
         write_predictions(results, options.output)
         print(f"{len(results)} predictions in {options.output}")
@@ -191,7 +232,7 @@ def _explain(options: argparse.Namespace) -> int:
     explanations = [model.explain(path, target=target, top=options.top, box=boxes(path)) for path in options.paths]
     written = write(explanations, options.output, names=[path.name for path in options.paths])
     for path, explanation in zip(options.paths, explanations):
-        print(f"{path}  {explanation.predicted}  {explanation.probability:.3f}")
+        print(printable(f"{path}  {explanation.predicted}  {explanation.probability:.3f}"))
     print(f"explanation in {written}")
     return 0
 
@@ -248,6 +289,32 @@ def _import(options: argparse.Namespace) -> int:
     return 0
 
 
+def _push(options: argparse.Namespace) -> int:
+    from fgvczoo.zoo.config import CONFIG
+    from fgvczoo.zoo.hub import push
+    from fgvczoo.zoo.load import weights_folder
+    from fgvczoo.zoo.weights import file_sha256
+
+    folder = weights_folder(options.folder)
+    pushed = push(
+        folder,
+        options.repo,
+        private=options.private,
+        revision=options.revision,
+        licence=options.licence,
+        message=options.message,
+    )
+    print(f'{pushed}\nfgvczoo.load("{pushed}")\nsha256 {file_sha256(folder / CONFIG)}')
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from fgvczoo.cli.completion import shell_code
+
+    print(shell_code(options.shell))
+    return 0
+
+
 def _export(options: argparse.Namespace) -> int:
     from fgvczoo.zoo.export import export
     from fgvczoo.zoo.load import PUBLISHED, load
@@ -258,11 +325,12 @@ def _export(options: argparse.Namespace) -> int:
 
 def _model(options: argparse.Namespace) -> tuple[Any, Any]:
     """The model and a function that gives the box of a file (or None)."""
-    from fgvczoo.cli.files import box_finder, parse_box
+    from fgvczoo.cli.files import box_finder, parse_box, parse_device
     from fgvczoo.zoo.load import PUBLISHED, load
 
     box = parse_box(options.box) if options.box else None
-    model = load(options.name, weights=options.weights or PUBLISHED)
+    device = parse_device(options.device)
+    model = load(options.name, weights=options.weights or PUBLISHED).to(device)
     if options.data_root is None:
         return model, lambda path: box
     return model, box_finder(model, options.data_root, box)
@@ -328,7 +396,9 @@ _COMMANDS = {
     "predict": _predict,
     "explain": _explain,
     "import": _import,
+    "push": _push,
     "export": _export,
     "evaluate": _evaluate,
+    "completion": _completion,
 }
 _DATA = {"list": _data_list, "make": _data_make, "check": _data_check, "show": _data_show}

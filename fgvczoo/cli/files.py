@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from rich.progress import track
 
 from fgvczoo.errors import FgvczooError
@@ -45,6 +48,19 @@ def parse_box(text: str) -> Box:
     return x0, y0, x1, y1
 
 
+def parse_device(name: str) -> torch.device:
+    """A device of this machine by its name; "auto": the accelerator, else the CPU."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise FgvczooError(f"--device {name}: {reason}; expected auto, cpu, cuda or cuda:0") from None
+    return device
+
+
 def predict_files(
     model: ClassificationModule,
     files: Sequence[Path],
@@ -53,21 +69,28 @@ def predict_files(
     top: int,
     unreadable: list[str],
 ) -> list[Prediction]:
-    """Classifies files in batches with a progress bar; what cannot be read is listed in `unreadable` and left out."""
+    """Classifies files in batches, read by several threads, with a progress bar; what cannot be read is listed in
+    `unreadable` and left out."""
+
+    def read(path: Path) -> np.ndarray | FgvczooError:
+        try:
+            return crop(read_image(path), boxes(path))
+        except FgvczooError as error:
+            return error
+
     results: list[Prediction] = []
-    for batch in track(list(_batches(files)), description="predicting", transient=True):
-        images, names = [], []
-        for path in batch:
-            try:
-                image = read_image(path)
-                box = boxes(path)
-                images.append(crop(image, box))
-                names.append(path)
-            except FgvczooError as error:
-                unreadable.append(str(error))
-        predictions = model.predict(images, top=top)
-        assert isinstance(predictions, list)
-        results += [replace(prediction, source=str(name)) for prediction, name in zip(predictions, names)]
+    with ThreadPoolExecutor() as pool:
+        for batch in track(list(_batches(files)), description="predicting", transient=True):
+            images, names = [], []
+            for path, image in zip(batch, pool.map(read, batch)):
+                if isinstance(image, FgvczooError):
+                    unreadable.append(str(image))
+                else:
+                    images.append(image)
+                    names.append(str(path))
+            predictions = model.predict(images, top=top)
+            assert isinstance(predictions, list)
+            results += [replace(prediction, source=name) for prediction, name in zip(predictions, names)]
     return results
 
 
@@ -76,27 +99,43 @@ def _batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
         yield files[start : start + BATCH]
 
 
-def write_predictions(results: Sequence[Prediction], path: Path) -> None:
-    """A .csv (file, label, score, and the best few), .json or .parquet table, by the ending."""
-    rows = [result.to_dict() for result in results]
-    if path.suffix not in (".csv", ".json", ".parquet"):
-        raise FgvczooError(f"-o {path}: expected a name ending in .csv, .json or .parquet")
-    with atomic_path(path) as temporary:
-        if path.suffix == ".json":
-            temporary.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        elif path.suffix == ".parquet":
-            from datasets import Dataset
+def check_table(path: Path | None) -> None:
+    """Raises `FgvczooError` for a file that `write_predictions` could not write; before anything is computed."""
+    if path is not None and path.suffix not in _TABLES:
+        raise FgvczooError(f"-o {path}: expected a name ending in {', '.join(_TABLES)}")
 
-            Dataset.from_list(rows).to_parquet(temporary)
-        else:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                table = csv.writer(file)
-                table.writerow(["file", "label", "score", "labels", "scores"])
-                for row in rows:
-                    scores = " ".join(f"{score:.6f}" for score in row["scores"])
-                    table.writerow(
-                        [row["source"], row["label"], f"{row['score']:.6f}", "|".join(row["labels"]), scores]
-                    )
+
+def write_predictions(results: Sequence[Prediction], path: Path) -> None:
+    """A .csv (file, label, score, and the best few), .json or .parquet table, by the ending; whole or not at all."""
+    check_table(path)
+    with atomic_path(path) as temporary:
+        _TABLES[path.suffix]([result.to_dict() for result in results], temporary)
+
+
+def _write_json(rows: list[dict[str, Any]], path: Path) -> None:
+    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list(rows).to_parquet(path)
+
+
+def _write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "label", "score", "labels", "scores"])
+        for row in rows:
+            scores = " ".join(f"{score:.6f}" for score in row["scores"])
+            table.writerow([row["source"], row["label"], f"{row['score']:.6f}", "|".join(row["labels"]), scores])
+
+
+_TABLES: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
+    ".csv": _write_csv,
+    ".json": _write_json,
+    ".parquet": _write_parquet,
+}
 
 
 def box_finder(model: Any, root: Path, box: Box | None) -> Callable[[Path], Box | None]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from lightning.pytorch.callbacks import Checkpoint
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.files import write_text
+from fgvczoo.zoo.load import read_run_checkpoint
 
 # Exit status after Ctrl-C, as shells have it: 128 + SIGINT.
 INTERRUPTED = 130
@@ -52,7 +52,7 @@ class RunFolder:
         if not path.is_file():
             hint = "train first, without --ckpt_path" if given == "last" else "give a .ckpt file, or last"
             raise FgvczooError(f"--ckpt_path {given}: no checkpoint {path}; {hint}")
-        check_checkpoint(path)
+        read_run_checkpoint(path)  # before anything is built
         return str(path)
 
     def check_free(self, *, resume: bool) -> None:
@@ -85,14 +85,6 @@ class RunFolder:
                         f"options, or give --config {file} --ckpt_path last"
                     )
         write_text(file, text)
-
-
-def check_checkpoint(path: Path) -> None:
-    """Raises `FgvczooError` for a file that is not a whole checkpoint; maps it, without reading its tensors."""
-    try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # torch raises whatever its unpickler does
-        raise FgvczooError(f"{path}: not a whole checkpoint; give a .ckpt that `fgvczoo fit` wrote") from None
 
 
 # What a resumed run must share with its beginning, and what of that may change.

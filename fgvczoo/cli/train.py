@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
-from fgvczoo.cli.run import RunCheckpoint, RunFolder, check_checkpoint
+from fgvczoo.checkpoints import read_safetensors
+from fgvczoo.cli.run import RunCheckpoint, RunFolder
 from fgvczoo.data.base import FGVCDataModule
-from fgvczoo.errors import FgvczooError
+from fgvczoo.errors import FgvczooError, did_you_mean
 from fgvczoo.explain.pictures import prototype_pictures
 from fgvczoo.files import write_text
 from fgvczoo.tasks.base import StagedModule
-from fgvczoo.zoo.card import model_card
-from fgvczoo.zoo.load import PUBLISHED, load
-from fgvczoo.zoo.recipe import Card, read_sections, resolve_recipe
-from fgvczoo.zoo.weights import save_weights
+from fgvczoo.zoo.config import TENSORS
+from fgvczoo.zoo.load import PUBLISHED, load, read_run_checkpoint
+from fgvczoo.zoo.recipe import Card, allowed_packages, read_sections, resolve_recipe
+from fgvczoo.zoo.registry import DATASETS, MODELS
+from fgvczoo.zoo.transfer import transfer
+from fgvczoo.zoo.weights import record_metrics, save_weights
 
 SUBCOMMANDS = ("fit", "validate", "test")
 
@@ -39,7 +44,8 @@ class RecipeFile(ActionConfigFile):
 
 
 class RecipeParser(LightningArgumentParser):
-    """Raises instead of exiting, takes recipe names, and no abbreviated options: a misspelt one must not train."""
+    """Raises instead of exiting, takes names of recipes, data sets and papers, and no abbreviated options: a misspelt
+    one must not train."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "exit_on_error": False, "allow_abbrev": False})
@@ -49,6 +55,25 @@ class RecipeParser(LightningArgumentParser):
             kwargs["action"] = RecipeFile
         return super().add_argument(*args, **kwargs)
 
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        return super().parse_args(_class_paths(sys.argv[1:] if args is None else args), *more, **options)
+
+
+def _class_paths(args: Sequence[str]) -> list[str]:
+    """--data NAME and --model NAME with the classes that the registry has for these names."""
+    found = list(args)
+    for option, table in (("--data", DATASETS), ("--model", MODELS)):
+        for place, word in enumerate(args):
+            name = word.removeprefix(f"{option}=") if word.startswith(f"{option}=") else None
+            if name is None and place and args[place - 1] == option:
+                name = word
+            if name is None or "." in name:
+                continue
+            if name not in table:
+                raise FgvczooError(f"{option} {name}: known are {', '.join(table)}{did_you_mean(name, table)}")
+            found[place] = f"{option}={table[name]}" if word != name else table[name]
+    return found
+
 
 class ZooCLI(LightningCLI):
     """One recipe, one run folder. Refuses to train over a run and to evaluate random weights."""
@@ -56,6 +81,12 @@ class ZooCLI(LightningCLI):
     run: RunFolder
 
     def __init__(self, args: ArgsType) -> None:
+        # A bare string, too, can name a class to import.
+        set_parsing_settings(
+            import_path_denylist=["*"],
+            import_path_allowlist=allowed_packages(),
+            instantiate_subclass_spec_in_any=False,
+        )
         super().__init__(
             StagedModule,
             FGVCDataModule,
@@ -92,13 +123,16 @@ class ZooCLI(LightningCLI):
         super().parse_arguments(parser, args)
         given = self.config[self.config.subcommand].get("ckpt_path")
         if given and Path(given).is_file():  # Lightning opens it next
-            check_checkpoint(Path(given))
+            read_run_checkpoint(Path(given))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--card", type=Card | None, default=None, help="what the recipe is")
         parser.add_argument("--run", type=str | None, default=None, help="name of the run folder in runs/, or a path")
         parser.add_argument(
-            "--weights", type=str, default=PUBLISHED, help="validate, test: a folder of weights or of a run"
+            "--weights",
+            type=str | None,
+            default=None,
+            help="fit: start from these; validate, test: evaluate these. A folder, a Hub repository, a recipe's name",
         )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
@@ -126,6 +160,9 @@ class ZooCLI(LightningCLI):
         self.resume = self.run.checkpoint(config.get("ckpt_path")) if config.get("ckpt_path") else None
         if self.subcommand == "fit" and _is_first_process():
             self.run.check_free(resume=self.resume is not None)
+        self.start: StagedModule | None = None
+        if self.subcommand == "fit" and config.get("weights") and self.resume is None:
+            self.start = load(config.weights)
         if config.trainer.strategy == "auto" and _several_devices(config.trainer):
             # Stages freeze parts after DDP was built; without this their gradients differ silently between ranks.
             config.trainer.strategy = "ddp_find_unused_parameters_true"
@@ -145,6 +182,8 @@ class ZooCLI(LightningCLI):
 
     def fit(self, model: StagedModule, datamodule: FGVCDataModule, **_: Any) -> None:
         """Trains, then writes the weights folder."""
+        if self.start is not None:
+            self._start_from(model, self.start)
         if self.trainer.is_global_zero:
             config = self.config[self.subcommand].clone()
             for key in ("config", "ckpt_path"):
@@ -153,6 +192,17 @@ class ZooCLI(LightningCLI):
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
         if self.trainer.is_global_zero:
             self._save(model, datamodule)
+
+    def _start_from(self, model: StagedModule, trained: StagedModule) -> None:
+        """What trained weights have for the model, in place of `backbone_weights`."""
+        weights = self.config[self.subcommand].weights
+        try:
+            report = transfer(model, trained)
+        except FgvczooError as error:
+            raise FgvczooError(f"--weights {weights}: {error}") from None
+        model.backbone_weights = None
+        if self.trainer.is_global_zero:
+            print("\n".join([f"starting from {weights}", *report.lines(model)]))
 
     def _save(self, model: StagedModule, datamodule: FGVCDataModule) -> None:
         config = self.config["fit"]
@@ -170,13 +220,14 @@ class ZooCLI(LightningCLI):
         if datamodule.licence_allows_pictures and sources:
             model.prototype_pictures = prototype_pictures(sources, datamodule)
         card: Card | None = config.get("card")
-        licences = vars(card.licences) if card else {}
+        own_data = card is None or card.dataset != datamodule.dataset_name
+        licences = {"code": card.licences.code} if card and own_data else vars(card.licences) if card else {}
         folder = save_weights(
             model,
             self.run.path / "weights",
             provenance=provenance,
-            licences={key: str(value) for key, value in licences.items()},
-            readme=model_card(self.recipe, card, provenance),
+            licences=licences,
+            card=None if own_data else card,  # its title and published numbers are of other data
         )
         state = "trained" if finished else f"stopped after {self.trainer.current_epoch} of {model.plan.epochs} epochs"
         print(f"{self.recipe}: {state}; weights in {folder}")
@@ -194,18 +245,33 @@ class ZooCLI(LightningCLI):
         (metrics,) = self.trainer.test(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
         if self.resume is not None and self.run.path.is_dir() and self.trainer.is_global_zero:
             write_text(self.run.path / "test.json", json.dumps(metrics, indent=1) + "\n")
+            self._record(model, metrics)
+
+    def _record(self, model: StagedModule, metrics: Mapping[str, float]) -> None:
+        """Where the run's weights are those that were tested, their card says the result."""
+        folder = self.run.path / "weights"
+        if (folder / TENSORS).is_file():
+            saved, tested = read_safetensors(folder / TENSORS), model.state_dict()
+            if saved.keys() == tested.keys() and all(torch.equal(saved[key], tested[key].cpu()) for key in saved):
+                record_metrics(folder, metrics)
 
     def _fill(self, model: StagedModule) -> None:
         """Without a checkpoint: the weights asked for, or the recipe's published ones; never random ones."""
         if self.resume is not None:
             return
         config = self.config[self.subcommand]
-        weights = str(config.get("weights") or PUBLISHED)
-        trained = load(self.recipe if weights == PUBLISHED else weights)
+        trained = load(str(config.config[0]) if config.config else self.recipe, weights=config.weights or PUBLISHED)
         if trained.num_classes != model.num_classes:
             raise FgvczooError(
                 f"the weights have {trained.num_classes} classes and the data {model.num_classes}; use the data that "
-                "they were trained on, or train on these"
+                "they were trained on, or train on these: fit --weights"
+            )
+        unnamed = [str(number) for number in range(trained.num_classes)]  # of checkpoints that hold no names
+        if trained.class_names not in (model.class_names, unnamed):
+            theirs, ours = next(pair for pair in zip(trained.class_names, model.class_names) if pair[0] != pair[1])
+            raise FgvczooError(
+                f"the weights have other classes than the data, such as {theirs!r} in place of {ours!r}; use the data "
+                "that they were trained on, or train on these: fit --weights"
             )
         model.restore_state_values(trained.state_values())
         model.load_state_dict(trained.state_dict())

@@ -25,7 +25,8 @@ def draw(explanation: PrototypeExplanation) -> Figure:
     for axis in axes.flat:
         axis.set_axis_off()
     _picture(axes[0, 0], enlarge(explanation.image, SIDE))
-    axes[0, 0].set_title(f"{explanation.class_name}\nlogit {explanation.logit:.2f}", fontsize=9)
+    # Names of classes are no mathematics, though they may hold dollar signs.
+    axes[0, 0].set_title(f"{explanation.class_name}\nlogit {explanation.logit:.2f}", fontsize=9, parse_math=False)
     for column, entry in enumerate(shown, start=1):
         assert entry.map is not None
         _picture(axes[0, column], overlay(explanation.image, entry.map, SIDE))
@@ -34,7 +35,8 @@ def draw(explanation: PrototypeExplanation) -> Figure:
         )
         if entry.picture is not None:
             _picture(axes[1, column], read_image(entry.picture))
-        axes[1, column].set_title(f"{entry.kind} {entry.prototype}\n{entry.prototype_class}", fontsize=8)
+        title = f"{entry.kind} {entry.prototype}\n{entry.prototype_class}"
+        axes[1, column].set_title(title, fontsize=8, parse_math=False)
     rest = explanation.evidence[explanation.shown :]
     text = f"{len(rest)} more prototypes\ncontribute {sum(e.contribution for e in rest):+.2f}"
     axes[1, 0].text(0.5, 0.5, text, ha="center", va="center", fontsize=9)

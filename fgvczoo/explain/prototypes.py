@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,13 @@ class PrototypeExplanation:
         from fgvczoo.explain.figure import draw
 
         return draw(self)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the page, in a frame of its own, which keeps its style to itself."""
+        from fgvczoo.explain.page import render
+
+        page = html.escape(render([self], [""]))
+        return f'<iframe srcdoc="{page}" style="width:100%;height:50em;border:0"></iframe>'
 
     def save(self, path: str | Path) -> Path:
         """Writes the page (.html, self-contained), the figure (.png, .pdf, .svg) or the values (.json)."""

@@ -10,7 +10,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from fgvczoo.checkpoints import read_tensors
 from fgvczoo.errors import FgvczooError, did_you_mean
+
+# Arguments of timm's constructor that read files.
+_NOT_OPTIONS = ("checkpoint_path", "cache_dir")
 
 
 class Backbone(nn.Module):
@@ -38,12 +42,17 @@ class Backbone(nn.Module):
         super().__init__()
         if not timm.is_model(name.split(".")[0]):
             raise FgvczooError(f"backbone={name!r} is not a timm model{did_you_mean(name, timm.list_models())}")
+        for key in options or {}:
+            if key in _NOT_OPTIONS or key.startswith("pretrained"):
+                raise FgvczooError(f"backbone_options of {name}: {key} is none; backbone_weights names what to load")
         self.name = name
         self.out_index = out_index
         try:
             self.trunk = timm.create_model(name, pretrained=False, num_classes=0, **(options or {}))
-        except TypeError as error:
-            raise FgvczooError(f"backbone_options of {name}: {error}") from None
+        except FgvczooError:
+            raise
+        except Exception as error:  # whatever a network's constructor does with wrong values
+            raise FgvczooError(f"backbone_options of {name}: {error or type(error).__name__}") from None
         stages = self.trunk.feature_info
         if out_index is not None:
             if not -len(stages) <= out_index < len(stages):
@@ -98,7 +107,7 @@ def load_pretrained(backbone: Backbone, source: str) -> None:
     if path.suffix in (".safetensors", ".pth", ".pt"):
         if not path.is_file():
             raise FgvczooError(f"backbone_weights={source}: no such file; give a weights file or a timm tag")
-        state = _read_tensors(path)
+        state = _from_bbn(read_tensors(path))
     else:
         known = [tag for tag in _tags(backbone.name) if tag]
         if source not in known:
@@ -128,23 +137,14 @@ def _tags(name: str) -> list[str]:
     return [full.partition(".")[2] for full in timm.list_models(f"{name}.*", pretrained=True)]
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return _from_bbn(state.get("state_dict", state))
-
-
 # BBN's two parallel last blocks, which later papers put in sequence as a third and fourth block of the last stage.
 _BBN_BLOCKS = {"cb_block": "layer4.2", "rb_block": "layer4.3"}
 
 
 def _from_bbn(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The iNaturalist-2017 ResNet-50 of BBN with timm's keys, for layers [3, 4, 6, 4]; other states as they are."""
-    prefix = "module.backbone."
-    if not any(key.startswith(prefix) for key in state):
+    prefix = "backbone."
+    if not any(key.startswith(f"{prefix}cb_block") for key in state):
         return state
     renamed = {}
     for key, tensor in state.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +41,16 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a bar for each class."""
+        rows = "".join(
+            f'<tr><td style="text-align:left">{html.escape(label)}</td><td>{score:.1%}</td>'
+            f'<td style="width:12em"><div style="background:#3b7dd8;height:0.8em;width:{score:.1%}"></div></td></tr>'
+            for label, score in zip(self.labels, self.scores)
+        )
+        caption = f"<caption>{html.escape(self.source)}</caption>" if self.source is not None else ""
+        return f"<table>{caption}{rows}</table>"
 
 
 class ClassificationModule(StagedModule):

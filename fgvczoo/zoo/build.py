@@ -11,7 +11,7 @@ from fgvczoo.errors import FgvczooError
 from fgvczoo.tasks.base import StagedModule
 from fgvczoo.zoo.messages import parser_sentence
 from fgvczoo.zoo.recipe import Recipe, read_recipe
-from fgvczoo.zoo.registry import model_class
+from fgvczoo.zoo.registry import DATASETS, model_class
 
 
 def user_error(error: BaseException) -> FgvczooError | None:
@@ -65,8 +65,10 @@ def data_from_provenance(model: StagedModule, root: Any = None, **overrides: Any
     section = model.provenance.get("data") if model.provenance else None
     if section is None:
         raise FgvczooError("these weights do not say what data they were trained with; leave out --data_root")
+    if not isinstance(section, dict) or section.get("class_path") not in DATASETS.values():
+        raise FgvczooError(f"these weights name {str(section)[:80]} as their data, which is no data set of fgvczoo")
     place = {"root": str(root)} if root is not None else {}
-    arguments = {**section.get("init_args", {}), **place, **overrides}
+    arguments = {**(section.get("init_args") or {}), **place, **overrides}
     return _instantiate(LightningDataModule, {"class_path": section["class_path"], "init_args": arguments}, "data")
 
 

@@ -18,8 +18,11 @@ def parser_sentence(text: str) -> str:
     keys: list[tuple[int, str]] = []
     owners: list[tuple[int, str]] = []
     best: tuple[int, str, str, str] | None = None
+    other = ""  # of what a constructor raised, whose words are its own
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())
+        if not other and line.lstrip().startswith("- ") and not _NOISE.search(line):
+            other = line.strip(" -")
         line = line.strip(" -")
         keys = [entry for entry in keys if entry[0] < indent]
         owners = [entry for entry in owners if entry[0] < indent]
@@ -30,7 +33,7 @@ def parser_sentence(text: str) -> str:
         elif _TELLING.search(line) and not _NOISE.search(line) and (best is None or indent > best[0]):
             best = (indent, line, ".".join(key for _, key in keys), owners[-1][1] if owners else "")
     if best is None:
-        return " ".join(text.split())
+        return other or " ".join(text.split())
     _, sentence, where, owner = best
     sentence = (
         sentence.replace("Expected a <class 'float'>", "expected a number").replace("<class '", "").replace("'>", "")

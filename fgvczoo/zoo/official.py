@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -15,15 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgvczoo.checkpoints import Checkpoint, read_checkpoint
 from fgvczoo.errors import FgvczooError
 from fgvczoo.tasks.base import StagedModule
 from fgvczoo.zoo.build import create
-from fgvczoo.zoo.pickles import Checkpoint, read_checkpoint
+from fgvczoo.zoo.papers import PAPERS
 from fgvczoo.zoo.registry import MODELS, model_class
 from fgvczoo.zoo.weights import file_sha256, load_tensors, save_weights
-
-# The licence of each paper's official repository, which its checkpoints are published under.
-TERMS = {"protopnet": "MIT", "st-protopnet": "CC BY-NC 4.0 (non-commercial)"}
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,15 @@ class ImportReport:
         rows += [("untouched", ", ".join(self.untouched)), *(("note", note) for note in self.notes)]
         return [f"{name:9}  {text}" for name, text in rows if text]
 
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(chr(10).join(self.lines()))}</pre>"
+
 
 def from_official(paper: str, checkpoint: str | Path | Mapping[str, Tensor], **config: Any) -> StagedModule:
     """A checkpoint that a paper's authors, or users of their code, saved -> our module, in eval mode.
 
     paper: its name in the registry. checkpoint: a file, of which nothing is executed (see
-    `fgvczoo.zoo.pickles.read_checkpoint`), or a state dict. config: constructor arguments, instead of what the
+    `fgvczoo.checkpoints.read_checkpoint`), or a state dict. config: constructor arguments, instead of what the
     checkpoint implies and beside it (class_names, preprocess, ...).
 
     Raises `FgvczooError` for a paper without published checkpoints, a file that cannot be read, and tensors that do not
@@ -106,7 +108,7 @@ def import_checkpoint(
     )
     model.provenance = {
         "source": "the authors' checkpoint",
-        "terms": TERMS[paper],
+        "terms": PAPERS[paper].licence,
         "checkpoint": None if isinstance(checkpoint, Mapping) else Path(checkpoint).name,
         "sha256": None if isinstance(checkpoint, Mapping) else file_sha256(checkpoint),
         "notes": notes,
@@ -123,25 +125,20 @@ def official_module(paper: str) -> ModuleType:
     cls = model_class(paper)
     package = MODELS[paper].rpartition(".")[0]
     if find_spec(f"{package}.official") is None:
-        raise FgvczooError(f"{cls.paper}: its authors published no checkpoints; known are those of {', '.join(TERMS)}")
+        raise FgvczooError(f"{cls.paper}: its authors published no checkpoints; known are those of {', '.join(PAPERS)}")
     return import_module(f"{package}.official")
 
 
 def save_imported(model: StagedModule, paper: str, folder: str | Path) -> Path:
     """Writes a model of `import_checkpoint` in the weights format, with the terms of the authors' checkpoint."""
-    terms, provenance = TERMS[paper], model.provenance or {}
+    terms = PAPERS[paper].licence or "no licence stated"
     licences = {
         "code": f"{terms} (the authors'; fgvczoo's own code is Apache-2.0)",
-        "weights": f"taken from the authors' checkpoint, under its terms: {terms}",
+        "weights": f"{terms}: taken from the authors' checkpoint, under its terms",
         "data": "see the data set that the authors trained on",
+        "redistributable": PAPERS[paper].redistributable,
     }
-    readme = [
-        *("---", "library_name: fgvczoo", "pipeline_tag: image-classification", "---"),
-        *(f"# {paper}, from the authors' checkpoint", ""),
-        *(f"Imported from `{provenance['checkpoint']}` (SHA-256 {provenance['sha256']}).", ""),
-        *("| what | licence |", "|---|---|", *(f"| {what} | {licence} |" for what, licence in licences.items()), ""),
-    ]
-    return save_weights(model, folder, provenance=provenance, licences=licences, readme="\n".join(readme))
+    return save_weights(model, folder, provenance=model.provenance or {}, licences=licences)
 
 
 def _use_attributes(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -15,6 +16,10 @@ from fgvczoo.errors import FgvczooError, did_you_mean
 SECTIONS = ("card", "model", "data", "trainer", "seed_everything")
 # What config.yaml of a run holds beside them.
 _OPTIONS = ("run", "weights")
+# Packages whose classes a recipe may name: naming a class imports its module. FGVCZOO_ALLOW adds others.
+PACKAGES = ("fgvczoo", "lightning")
+# Recipes are a few kilobytes. References (&, *) can make a small file describe a huge value.
+_MAX_BYTES, _MAX_VALUES = 2**17, 20_000
 
 
 @dataclass
@@ -32,7 +37,7 @@ class Weights:
     """Where trained weights are and what they must hash to.
 
     source: "package" (in fgvczoo itself) or a Hub repository id. revision: a commit of that repository.
-    sha256: of model.safetensors.
+    sha256: of config.json, which holds those of the other files.
     """
 
     source: str
@@ -42,11 +47,15 @@ class Weights:
 
 @dataclass
 class Licences:
-    """Under what terms the authors' code, the trained weights and the data may be used."""
+    """Under what terms the authors' code, the weights that the recipe trains and the data may be used.
+
+    redistributable: whether such weights may be passed on; None where only who trains them can say so.
+    """
 
     code: str
     weights: str
     data: str
+    redistributable: bool | None = None
 
 
 @dataclass
@@ -103,8 +112,10 @@ def resolve_recipe(name: str | Path) -> Path:
     path = Path(text)
     if path.is_file():
         return path
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+    if path.suffix in (".yaml", ".yml"):
         raise FgvczooError(f"recipe file {text}: not found; `fgvczoo recipe NAME > mine.yaml` writes one to start from")
+    if len(path.parts) > 1:
+        raise FgvczooError(f"{text}: not found; give a recipe's name or file, the folder of a run or of weights")
     raise FgvczooError(f"no recipe {text!r}{did_you_mean(text, list_recipes())} `fgvczoo list` shows all")
 
 
@@ -115,17 +126,34 @@ def read_recipe(name: str | Path) -> Recipe:
     for key in ("card", "model", "data"):
         if not isinstance(config.get(key), dict):
             raise FgvczooError(f"recipe {path.name}: the section {key!r} is missing")
+    for key in ("model", "data"):
+        if "class_path" not in config[key] or not isinstance(config[key].get("init_args", {}), dict | None):
+            raise FgvczooError(f"recipe {path.name}: the section {key!r} is no class_path with init_args")
     card: Card = _build(Card, config["card"], f"recipe {path.name}: card")
     return Recipe(path.stem, path, card, config)
 
 
+def allowed_packages() -> list[str]:
+    """Packages whose classes a recipe may name: `PACKAGES` and those in FGVCZOO_ALLOW, separated by commas."""
+    own = os.environ.get("FGVCZOO_ALLOW", "")
+    return [*PACKAGES, *(name.strip() for name in own.split(",") if name.strip())]
+
+
 def read_sections(path: Path) -> dict[str, Any]:
-    """The sections of a recipe file, or of a run's config.yaml, as plain values; unknown ones are errors."""
+    """The sections of a recipe file, or of a run's config.yaml, as plain values; unknown ones are errors, and so are
+    class paths outside of `allowed_packages`."""
     try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise FgvczooError(
+                f"recipe {path.name}: {path.stat().st_size:,} bytes; a recipe has at most {_MAX_BYTES:,}"
+            )
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except OSError as error:
+        raise FgvczooError(f"recipe {path.name}: cannot be read ({error.strerror or error})") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise FgvczooError(f"recipe {path.name}: not valid YAML ({reason})") from None
+    _check_values(config, path.name)
     if not isinstance(config, dict):
         raise FgvczooError(f"recipe {path.name}: expected the sections {', '.join(SECTIONS)}")
     for key in config:
@@ -135,6 +163,26 @@ def read_sections(path: Path) -> dict[str, Any]:
                 f"recipe {path.name}: no section {key!r}; expected {expected}{did_you_mean(str(key), SECTIONS)}"
             )
     return config
+
+
+def _check_values(config: Any, name: str) -> None:
+    """Refuses values that grow beyond bounds when references are followed, and class paths of other packages."""
+    packages = allowed_packages()
+    todo, seen = [("", config)], 0
+    while todo:
+        key, value = todo.pop()
+        seen += 1
+        if seen + len(todo) > _MAX_VALUES:
+            raise FgvczooError(f"recipe {name}: more than {_MAX_VALUES:,} values; a recipe is a page of settings")
+        if key == "class_path" and (not isinstance(value, str) or value.partition(".")[0] not in packages):
+            raise FgvczooError(
+                f"recipe {name}: class_path {str(value)[:80]!r} is outside of {', '.join(packages)}; to run code of "
+                f"another package, set FGVCZOO_ALLOW={str(value).partition('.')[0][:40]}"
+            )
+        if isinstance(value, dict):
+            todo += [(str(key), item) for key, item in value.items()]
+        elif isinstance(value, (list, tuple, set)):
+            todo += [("", item) for item in value]
 
 
 # The card's settings that are dataclasses of their own.
@@ -159,6 +207,13 @@ def _build(kind: type, values: Any, where: str) -> Any:
         else:
             built[key] = _build(nested, value, f"{where}.{key}")
     try:
-        return kind(**built)
+        made = kind(**built)
     except TypeError as error:
         raise FgvczooError(f"{where}: {error}".replace("__init__() ", "")) from None
+    for key, hint in get_type_hints(kind).items():
+        kinds = get_args(hint) or (hint,)
+        value = getattr(made, key)
+        if key not in _NESTED and not isinstance(value, (*kinds, *((int,) if float in kinds else ()))):
+            expected = " or ".join(known_type.__name__.replace("NoneType", "null") for known_type in kinds)
+            raise FgvczooError(f"{where}: {key} is {str(value)[:80]!r}; expected {expected}")
+    return made

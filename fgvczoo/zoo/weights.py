@@ -7,26 +7,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from fgvczoo import __version__
+from fgvczoo.checkpoints import read_header, read_safetensors
 from fgvczoo.errors import FgvczooError
+from fgvczoo.files import write_text
 from fgvczoo.tasks.base import StagedModule
-from fgvczoo.zoo.build import create
-
-FORMAT = 1
-CONFIG, TENSORS, PICTURES, README = "config.json", "model.safetensors", "prototypes.safetensors", "README.md"
-# Arguments that only training reads.
-_TRAINING_ONLY = ("stages", "plan", "backbone_weights")
+from fgvczoo.zoo.card import model_card
+from fgvczoo.zoo.config import (
+    CONFIG,
+    FORMAT,
+    PICTURES,
+    README,
+    TENSORS,
+    TRAINING_ONLY,
+    DamagedWeights,
+    build_from_config,
+    check_tensors,
+    read_config,
+)
+from fgvczoo.zoo.recipe import Card
 
 
 def plain(value: Any) -> Any:
@@ -43,33 +55,36 @@ def plain(value: Any) -> Any:
 
 
 def save_weights(
-    model: StagedModule, folder: str | Path, *, provenance: dict[str, Any], licences: dict[str, str], readme: str = ""
+    model: StagedModule,
+    folder: str | Path,
+    *,
+    provenance: dict[str, Any],
+    licences: dict[str, Any],
+    card: Card | None = None,
 ) -> Path:
     """Writes a model in the weights format; the folder appears whole or not at all.
 
     provenance: where the weights come from (recipe, data set, seed, metrics, ...), JSON values.
-    licences: of code, weights and data, as the card has them.
+    licences: of code, weights and data, and whether they are `redistributable`, as the card has them.
+    card: of the recipe, for the README.
 
     Raises `FgvczooError` when the folder exists and holds something else than weights.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
         raise FgvczooError(f"{folder}: exists and holds no weights of fgvczoo; give another folder")
-    init = {
-        key: plain(value)
-        for key, value in model.hparams.items()
-        if key not in (*_TRAINING_ONLY, "class_names", "preprocess")
-    }
+    unsaved = (*TRAINING_ONLY, "class_names", "preprocess")
     config = {
         "format": FORMAT,
         "fgvczoo": __version__,
         "paper": model.paper,
-        "init": init,
+        "init": {key: plain(value) for key, value in model.hparams.items() if key not in unsaved},
         "classes": model.class_names,
         "preprocess": model.preprocess.to_dict(),
         "state": model.state_values(),
         "provenance": plain(provenance),
         "licence": licences,
+        "card": None if card is None else {"title": card.title, "task": card.task, "published": plain(card.published)},
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -82,8 +97,9 @@ def save_weights(
                 for key, value in model.prototype_pictures.items()
             }
             save_file(encoded, temporary / PICTURES)
-        (temporary / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        (temporary / README).write_text(readme, encoding="utf-8")
+        config["files"] = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
+        (temporary / CONFIG).write_text(_json(config), encoding="utf-8")
+        (temporary / README).write_text(model_card(config), encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp and safetensors make private ones
         for file in temporary.iterdir():
             file.chmod(0o644)
@@ -99,69 +115,64 @@ def save_weights(
     return folder
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a weights folder, checked for its format. Raises `FgvczooError` for what is not one."""
-    path = Path(folder) / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FgvczooError(
-            f"{folder}: no {CONFIG} in it; give a folder that `fgvczoo fit` or `save_weights` wrote"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FgvczooError(f"{path}: not valid JSON ({error}); fetch or write it again") from None
-    if not isinstance(config, dict) or not isinstance(config.get("format"), int):
-        raise FgvczooError(f"{path}: not a config of fgvczoo (no format number)")
-    if config["format"] > FORMAT:
-        raise FgvczooError(
-            f"{path}: format {config['format']}, this fgvczoo {__version__} reads up to {FORMAT}; upgrade fgvczoo"
-        )
-    missing = [key for key in ("paper", "init", "classes", "preprocess", "state") if key not in config]
-    if missing:
-        raise FgvczooError(f"{path}: {missing[0]!r} is missing; fetch or write it again")
-    return config
+def record_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Adds what a test measured to the provenance of saved weights, and to their README; null for what is undefined."""
+    config = read_config(folder / CONFIG)
+    defined = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    config["provenance"] = {**(config["provenance"] or {}), "metrics": defined}
+    write_text(folder / CONFIG, _json(config))
+    write_text(folder / README, model_card(config))
+
+
+def _json(config: dict[str, Any]) -> str:
+    return json.dumps(config, indent=1) + "\n"
 
 
 def load_weights(folder: str | Path, *, sha256: str | None = None) -> StagedModule:
     """The model of a weights folder, in eval mode.
 
-    The class is found by its registry name; nothing in the folder is executed. sha256: what model.safetensors must hash
-    to. Raises `FgvczooError` for a folder that is not one, is cut, altered, or does not fit.
+    The class is found by its registry name; nothing in the folder is executed, and it takes no more memory than its
+    tensors. sha256: what config.json must hash to, which holds the hashes of the other files. Raises `FgvczooError` for
+    a folder that is not one or does not fit, `DamagedWeights` for a file that is cut or altered.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config = check_folder(folder, sha256=sha256)
     path = folder / TENSORS
-    if not path.is_file():
-        raise FgvczooError(f"{folder}: no {TENSORS} in it; fetch or write it again")
-    if sha256 is not None and (found := file_sha256(path)) != sha256:
-        raise FgvczooError(
-            f"{path}: sha256 {found[:12]}..., expected {sha256[:12]}...; the file was altered or cut, fetch it again"
-        )
-    try:
-        tensors = load_file(path)
-        pictures = load_file(folder / PICTURES) if (folder / PICTURES).is_file() else {}
-    except SafetensorError as error:
-        raise FgvczooError(f"{path}: not a whole safetensors file ({error}); fetch or write it again") from None
-    model = create(config["paper"], **config["init"], class_names=config["classes"], preprocess=config["preprocess"])
-    model.provenance = config.get("provenance")
-    model.restore_state_values(config["state"])
-    load_tensors(model, tensors, str(path))
-    if pictures:
-        model.prototype_pictures = {key: tensor.numpy().tobytes() for key, tensor in pictures.items()}
+    model = build_from_config(config, read_header(path), folder / CONFIG)
+    model.load_state_dict(read_safetensors(path))
+    model.provenance = config["provenance"]
+    if PICTURES in config["files"]:
+        pictures = read_safetensors(folder / PICTURES)
+        model.prototype_pictures = {key: bytes(tensor.flatten().numpy()) for key, tensor in pictures.items()}
     return model.eval()
 
 
-def load_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:
+def check_folder(folder: Path, *, sha256: str | None = None) -> dict[str, Any]:
+    """The config of a weights folder whose files hash to what it says. Errors as `load_weights`."""
+    path = folder / CONFIG
+    if sha256 is not None:
+        check_file(path, sha256)
+    config = read_config(path)
+    if TENSORS not in config["files"] or not set(config["files"]) <= {TENSORS, PICTURES}:
+        raise FgvczooError(f"{path}: 'files' names {', '.join(config['files']) or 'none'}; expected {TENSORS}")
+    for name, expected in config["files"].items():
+        check_file(folder / name, str(expected))
+    return config
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """Raises `DamagedWeights` where a file is missing or hashes to something else."""
+    if not path.is_file():
+        raise DamagedWeights(f"{path.parent}: no {path.name} in it; fetch or write it again")
+    if (found := file_sha256(path)) != sha256:
+        raise DamagedWeights(
+            f"{path}: sha256 {found[:12]}..., expected {sha256[:12]}...; the file was altered or cut, fetch it again"
+        )
+
+
+def load_tensors(model: torch.nn.Module, tensors: dict[str, Tensor], name: str) -> None:
     """Strict loading whose first misfit is one sentence."""
-    wanted = model.state_dict()
-    for key in (*wanted, *tensors):
-        if key not in tensors:
-            raise FgvczooError(f"{name}: {key} is missing; these are weights of another model")
-        if key not in wanted:
-            raise FgvczooError(f"{name}: {key} does not belong to this model; these are weights of another one")
-        if wanted[key].shape != tensors[key].shape:
-            given, expected = tuple(tensors[key].shape), tuple(wanted[key].shape)
-            raise FgvczooError(f"{name}: {key} has shape {given}, this model needs {expected}")
+    check_tensors(model.state_dict(), tensors, name)
     model.load_state_dict(tensors)
 
 

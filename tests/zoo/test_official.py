@@ -14,7 +14,8 @@ import fgvczoo
 from fgvczoo import FgvczooError, create, from_official, list_models
 from fgvczoo.tasks.base import StagedModule
 from fgvczoo.zoo.load import load
-from fgvczoo.zoo.official import TERMS, import_checkpoint, official_module
+from fgvczoo.zoo.official import import_checkpoint, official_module
+from fgvczoo.zoo.papers import PAPERS
 from tests.golden.case import Case
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -99,9 +100,10 @@ def test_the_command(paper: str, kind: str, tmp_path: Path, fgvczoo_in) -> None:
     again = load("imported")
     assert same(again, model) and again.class_names == ["a", "b", "c"]
     config = json.loads(Path("imported/config.json").read_text())
-    assert TERMS[paper] in config["licence"]["weights"] and "the authors' checkpoint" in config["licence"]["weights"]
+    terms = PAPERS[paper].licence
+    assert terms in config["licence"]["weights"] and "the authors' checkpoint" in config["licence"]["weights"]
     assert config["provenance"]["checkpoint"] == path.name and str(tmp_path) not in json.dumps(config)
-    assert TERMS[paper] in Path("imported/README.md").read_text()
+    assert terms in Path("imported/README.md").read_text()
 
 
 def test_what_a_whole_module_says_beside_its_tensors(tmp_path: Path) -> None:
@@ -184,6 +186,6 @@ def test_every_paper_with_checkpoints_has_their_terms() -> None:
         try:
             official_module(paper)
         except FgvczooError:
-            assert paper not in TERMS
+            assert paper not in PAPERS
         else:
-            assert paper in TERMS
+            assert paper in PAPERS

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -30,6 +30,8 @@ MAX_BYTES = 4 * 2**30
 # One operation of a pickle costs about two microseconds and at most a few hundred bytes.
 _MAX_PICKLE, _MAX_OPERATIONS = 16 * 2**20, 2_000_000
 _MAX_ENTRIES, _MAX_KEY, _MAX_DIMENSIONS, _MAX_COUNT = 100_000, 512, 16, 2**40
+# Of a safetensors file. The format allows 100 MB, which take several times that when parsed.
+_MAX_HEADER = 16 * 2**20
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 # What the first two pickles of the format before torch 1.6 hold.
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -49,6 +51,57 @@ class Checkpoint:
 def read_tensors(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
     """The state dict of a checkpoint file; arguments and errors as `read_checkpoint`."""
     return read_checkpoint(path, max_bytes).tensors
+
+
+class TensorInfo(NamedTuple):
+    """What a file says of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def read_header(path: str | Path) -> dict[str, TensorInfo]:
+    """Shapes and types of the tensors in a safetensors file, of which only the header is read.
+
+    Raises `FgvczooError` for a file that is missing, cut or not safetensors, whose header is huge, or that has a type
+    of numbers that no module has.
+    """
+    path, infos = Path(path), {}
+    try:
+        with path.open("rb") as file:
+            if int.from_bytes(file.read(8), "little") > _MAX_HEADER:
+                raise FgvczooError(f"{path}: not a safetensors file, or its header has more than {_MAX_HEADER:,} bytes")
+        with safe_open(path, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                part = tensors.get_slice(key)
+                if (dtype := _SAFETENSORS_DTYPES.get(part.get_dtype())) is None:
+                    raise FgvczooError(f"{path}: {key} has the type {part.get_dtype()}, which no model here has")
+                infos[key] = TensorInfo(tuple(part.get_shape()), dtype)
+    except (SafetensorError, OSError) as error:
+        raise FgvczooError(f"{path}: not a whole safetensors file ({error}); fetch or write it again") from None
+    return infos
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Errors as `read_header`."""
+    read_header(path)
+    return load_file(path)
+
+
+def check_archive(path: str | Path) -> None:
+    """That a file of torch.save, or a checkpoint of Lightning, is a zip archive whose reading takes no more than its
+    size: torch itself decompresses what is in it. Raises `FgvczooError` where it is not."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, io.SEEK_END)
+            _check_members(zipfile.ZipFile(file), size)
+    except OSError as error:
+        raise FgvczooError(f"{path}: cannot be read ({error.strerror or error}); give a checkpoint file") from None
+    except _Refused as error:
+        raise FgvczooError(f"{path}: {error}") from None
+    except _BROKEN:
+        raise FgvczooError(f"{path}: not a whole checkpoint; give a file that torch.save or a run wrote") from None
 
 
 def read_checkpoint(path: str | Path, max_bytes: int = MAX_BYTES) -> Checkpoint:
@@ -73,7 +126,7 @@ def read_checkpoint(path: str | Path, max_bytes: int = MAX_BYTES) -> Checkpoint:
             start = file.read(9)
             file.seek(0)
             if start[8:] == b"{" and start[:4] != b"PK\x03\x04":
-                return Checkpoint(_without_prefix(load_file(path)))
+                return Checkpoint(_without_prefix(read_safetensors(path)))
             archive = _ZipArchive(file, size) if start[:4] == b"PK\x03\x04" else _LegacyArchive(file, size)
             return _checkpoint(archive, max_bytes)
     except OSError as error:
@@ -141,6 +194,19 @@ class _View:
     def nbytes(self) -> int:
         return math.prod(self.size) * self.storage.dtype.itemsize
 
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -374,17 +440,7 @@ class _ZipArchive:
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._zip = zipfile.ZipFile(file)
-        members = self._zip.infolist()
-        names = {member.filename for member in members}
-        for member in members:
-            if member.filename.startswith("/") or "\\" in member.filename or ".." in member.filename.split("/"):
-                raise _Refused(f"its member {_short(member.filename)} leads out of the archive")
-            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-                raise _Refused(
-                    f"its member {_short(member.filename)} is compressed or encrypted; torch.save does neither"
-                )
-        if len(names) < len(members) or sum(member.file_size for member in members) > size:
-            raise _Refused("its members overlap")
+        names = _check_members(self._zip, size)
         pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise _Refused("a zip file without data.pkl; give a file that torch.save wrote")
@@ -401,6 +457,20 @@ class _ZipArchive:
         if self._zip.getinfo(self._folder + name).file_size > limit:
             raise _Refused(f"{_short(name)} in it has more than {limit:,} bytes")
         return self._zip.read(self._folder + name)
+
+
+def _check_members(archive: zipfile.ZipFile, size: int) -> set[str]:
+    """The names of the members, which are stored as they are and together no larger than the archive."""
+    members = archive.infolist()
+    names = {member.filename for member in members}
+    for member in members:
+        if member.filename.startswith("/") or "\\" in member.filename or ".." in member.filename.split("/"):
+            raise _Refused(f"its member {_short(member.filename)} leads out of the archive")
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            raise _Refused(f"its member {_short(member.filename)} is compressed or encrypted; torch.save does neither")
+    if len(names) < len(members) or sum(member.file_size for member in members) > size:
+        raise _Refused("its members overlap")
+    return names
 
 
 class _LegacyArchive:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fgvczoo import FgvczooError
-from fgvczoo.zoo.pickles import Checkpoint, read_checkpoint, read_tensors
+from fgvczoo.checkpoints import Checkpoint, read_checkpoint, read_tensors
 
 FORMATS = ["zip", "legacy"]
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -157,7 +157,7 @@ def test_safetensors(tmp_path: Path) -> None:
     refused(tmp_path / "w.safetensors", "max_bytes", max_bytes=100)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((tmp_path / "w.safetensors").read_bytes()[:-10])
-    refused(cut, "not a whole checkpoint")
+    refused(cut, "not a whole safetensors file")
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")

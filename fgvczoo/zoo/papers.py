@@ -1,0 +1,65 @@
+"""The papers: what model cards, `info` and imported checkpoints say of them. Importing this imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper of the registry.
+
+    title, authors (in short), venue: as one cites it in a line. url: where it can be read. bibtex: one entry.
+    licence: the terms of the authors' code and checkpoints; None where they state none. redistributable: whether these
+    terms let their checkpoints be passed on.
+    """
+
+    title: str
+    authors: str
+    venue: str
+    url: str
+    bibtex: str
+    licence: str | None
+    redistributable: bool
+
+    def line(self) -> str:
+        """Authors, title, venue."""
+        return f"{self.authors}, {self.title}, {self.venue}"
+
+
+PAPERS: dict[str, Paper] = {
+    "protopnet": Paper(
+        title="This Looks Like That: Deep Learning for Interpretable Image Recognition",
+        authors="Chen, Li et al.",
+        venue="NeurIPS 2019",
+        url="https://arxiv.org/abs/1806.10574",
+        licence="MIT",
+        redistributable=True,
+        bibtex="""\
+@inproceedings{chen2019protopnet,
+  title     = {This Looks Like That: Deep Learning for Interpretable Image Recognition},
+  author    = {Chen, Chaofan and Li, Oscar and Tao, Chaofan and Barnett, Alina Jade and Su, Jonathan
+               and Rudin, Cynthia},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume    = {32},
+  year      = {2019}
+}""",
+    ),
+    "st-protopnet": Paper(
+        title="Learning Support and Trivial Prototypes for Interpretable Image Classification",
+        authors="Wang et al.",
+        venue="ICCV 2023",
+        url="https://arxiv.org/abs/2301.04011",
+        licence="CC BY-NC 4.0",
+        redistributable=True,
+        bibtex="""\
+@inproceedings{wang2023stprotopnet,
+  title     = {Learning Support and Trivial Prototypes for Interpretable Image Classification},
+  author    = {Wang, Chong and Liu, Yuyuan and Chen, Yuanhong and Liu, Fengbei and Tian, Yu and McCarthy, Davis J.
+               and Frazer, Helen and Carneiro, Gustavo},
+  booktitle = {IEEE/CVF International Conference on Computer Vision},
+  pages     = {2062--2072},
+  year      = {2023}
+}""",
+    ),
+}
