@@ -579,7 +579,7 @@ def test_a_recipe_trains_on_a_plain_folder(fgvczoo_in, birds, tmp_path):
     for folder, name in zip(sorted(images.iterdir()), ("two words", "-dash", "\u00fcn\u00ef", 'it\'s "it"')):
         shutil.copytree(folder, tmp_path / "mine" / name)
     run = ("--config", RECIPES / "st-protopnet-tiny.yaml", "--data.root", "mine")
-    data = ("--data", "fgvczoo.data.folder.FolderDataModule")
+    data = ("--data", "folder")
     status, _, err = fgvczoo_in("fit", *run, *data)
     assert status == 0, err
     assert fgvczoo_in("test", *run, *data, "--ckpt_path", "last")[0] == 0

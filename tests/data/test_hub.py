@@ -597,10 +597,7 @@ def fit(paper: str, root: Path, run: Path, *more: object) -> list[str]:
     data = {"streaming": "true", "lengths": '{"train": 22, "val": 4, "test": 7}', "buffer_size": 5, "root": root}
     options = [word for name, value in data.items() for word in (f"--data.{name}", str(value))]
     recipe = RECIPES / f"{paper}-tiny.yaml"
-    return [
-        str(word)
-        for word in ("--config", recipe, "--run", run, "--data", "fgvczoo.data.hub.HubDataModule", *options, *more)
-    ]
+    return [str(word) for word in ("--config", recipe, "--run", run, "--data", "hub", *options, *more)]
 
 
 def test_a_recipe_trains_on_a_stream_and_resumes_to_the_bit(shared, tmp_path, fgvczoo_in, monkeypatch):
@@ -649,7 +646,7 @@ def test_options_reach_the_data_module(shared, fgvczoo_in):
         "--config",
         RECIPES / "linear-tiny.yaml",
         "--data",
-        "fgvczoo.data.hub.HubDataModule",
+        "hub",
         "--data.root",
         shared,
     )
