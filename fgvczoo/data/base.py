@@ -343,7 +343,9 @@ class Rows(Dataset[Any]):
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
         epoch, place = item if isinstance(item, tuple) else (0, item)
-        index = self.index(epoch, place)
+        return self._sample(epoch, self.index(epoch, place))
+
+    def _sample(self, epoch: int, index: int) -> dict[str, Any]:
         image = self.reader.read(index)
         notes = self.reader.annotations(index, self.keys)
         height, width = image.shape[:2]
@@ -383,12 +385,14 @@ class Rows(Dataset[Any]):
     def _readable(self, items: list[Any], lost: dict[str, str]) -> list[dict[str, Any]]:
         samples = []
         for item in items:
+            epoch, place = item if isinstance(item, tuple) else (0, item)
+            index = self.index(epoch, place)  # a stream that breaks off here is not one more unreadable picture
             try:
-                samples.append(self[item])
+                samples.append(self._sample(epoch, index))
             except FgvczooError as error:
                 if self.on_corrupt == "error":
                     raise
-                lost[self.reader.name_of(self.index(*(item if isinstance(item, tuple) else (0, item))))] = str(error)
+                lost[self.reader.name_of(index)] = str(error)
         return samples
 
 

@@ -55,7 +55,8 @@ class Columns:
     source: what messages call the table.
     name_of: what messages call a row.
 
-    unread: names of columns that were left out of the table.
+    Attributes:
+        unread: names of columns that were left out of the table.
     """
 
     def __init__(self, table: pa.Table, source: str, name_of: Callable[[int], str]) -> None:

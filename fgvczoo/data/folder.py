@@ -34,7 +34,7 @@ class Folder(Reader):
     Table: `ROOT/metadata.csv` or `ROOT/metadata.parquet` with the columns `path` (or `file_name`), `label` and those
     that docs/data/folder.md lists. Rows are in the order of the table; pictures that it does not list are left out.
 
-    No file outside of `root` is read: neither by a path nor by a link.
+    No picture outside of `root` is read: neither by a path nor by a link.
 
     table: another file, absolute or relative to `root`; .csv or .parquet.
     crop_to_bbox: use the box of each picture as the picture, rounded to whole pixels as Pillow's `crop`.
@@ -204,7 +204,10 @@ class Folder(Reader):
 
     def _subfolders(self, folder: str) -> list[str]:
         """Names of the folders in a folder, sorted."""
-        return sorted(entry.name for entry in self._entries(folder) if entry.is_dir())
+        folders = [entry for entry in self._entries(folder) if entry.is_dir()]
+        for entry in folders:
+            self._check_link(entry)
+        return sorted(entry.name for entry in folders)
 
     def _pictures(self, folder: str) -> list[str]:
         """The pictures below a folder, as paths from the root, sorted."""
@@ -214,20 +217,21 @@ class Folder(Reader):
             here = open_folders.pop()
             for entry in self._entries(here):
                 if entry.is_dir():
+                    self._check_link(entry)
                     open_folders.append(_join(here, entry.name))
-                elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-                    found.append(_join(here, entry.name))
+                elif entry.name.lower().endswith(SUFFIXES):
+                    self._check_link(entry)
+                    if entry.is_file():
+                        found.append(_join(here, entry.name))
         return sorted(found)
 
     def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
-        """What lies in a folder and is not hidden; links lead to files below the root."""
+        """What lies in a folder and is not hidden."""
         for entry in self._scan(folder):
             if entry.name.startswith("."):
                 continue
             if UNPRINTABLE.search(entry.name):
                 raise FgvczooError(f"{self.root / folder}: the name {entry.name!a} cannot be printed; rename it")
-            if entry.is_symlink():
-                self._check_link(entry)
             yield entry
 
     def _scan(self, folder: str) -> list[os.DirEntry[str]]:
@@ -238,6 +242,9 @@ class Folder(Reader):
             raise FgvczooError(f"{self.root / folder}: cannot be read ({error.strerror or error})") from None
 
     def _check_link(self, entry: os.DirEntry[str]) -> None:
+        """Refuses a link that leads to anything but a file below the root."""
+        if not entry.is_symlink():
+            return
         if entry.is_dir():
             raise FgvczooError(f"{entry.path}: a link to a folder is not followed; move or copy the folder here")
         if not entry.is_file():

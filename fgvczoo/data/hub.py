@@ -36,6 +36,7 @@ from fgvczoo.preprocess import image_size, read_mask
 _SPLITS = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
 _PICTURES = ("image", "mask")
 _COLUMNS = (*_PICTURES, "label", "class_name", *ANNOTATIONS)
+_NO_PASS = (0, -1, 0)  # epoch and place of a pass over a stream, and the process that it is of
 
 
 class Hub(Reader):
@@ -177,7 +178,7 @@ class Hub(Reader):
                 raise FgvczooError(f"{root}: written by save_to_disk; write it with to_parquet for every split instead")
             source = str(Path(str(root)).absolute())
         try:
-            with _only_errors_of_ours():
+            with _unlogged():
                 return datasets.load_dataset(source, name=config, revision=revision, streaming=self.is_stream)
         except Exception as error:  # of the library, of the client of the Hub, of its transport, of Arrow
             raise FgvczooError(f"{self.name}: {_reason(error, config, revision)}") from None
@@ -214,7 +215,7 @@ class Hub(Reader):
         for name, column in self._columns_of.items():
             if column not in features:
                 alike = [other for other, feature in features.items() if _is_like(feature, name)]
-                hint = f"; is it {', '.join(alike)}?" if alike else did_you_mean(column, features)
+                hint = f"; is it {', '.join(alike)}?" if alike else did_you_mean(column, features) or "."
                 listed = ", ".join(list(features)[:20])
                 raise FgvczooError(
                     f"{self.name}: no column {column!r} in {theirs}, which has {listed}{hint} Give columns: "
@@ -316,10 +317,11 @@ class HubStream(Hub):
     def record(self, index: int) -> dict[str, Any]:
         if self._kept is None or self._kept[0] != index:
             start = self.starts[self._place(index)[0]]
-            if not start <= self._at < index:
-                self._pass, self._at = self.rows(start), start - 1
-            while self._at < index:
-                self._at, record = next(self._pass)
+            rows, at = (self._pass, self._at) if start <= self._at < index else (self.rows(start), start - 1)
+            self._at = -1  # until the row is reached: a pass that breaks off is not gone on with
+            while at < index:
+                at, record = next(rows)
+            self._pass, self._at = rows, at
             self.keep(index, record)
         assert self._kept is not None
         return self._kept[1]
@@ -399,25 +401,27 @@ class StreamRows(Rows):
     """The samples of a split of a stream, asked for in ascending order of their places; others mean a new pass.
 
     Every process reads the whole stream and decodes its own samples only, so batches do not depend on how many there
-    are.
+    are. Between several workers of one loader `datasets` itself would share out its files: there may be one.
 
+    given: as of `Rows`.
     buffer_size: rows among which the next one is drawn, from (seed, epoch); 0 leaves them in order.
     order_seed: of that order.
     """
 
     shuffles = True
 
-    def __init__(self, *rows: Any, buffer_size: int, order_seed: int) -> None:
-        super().__init__(*rows)
+    def __init__(self, *given: Any, buffer_size: int, order_seed: int) -> None:
+        super().__init__(*given)
         self.buffer_size, self.order_seed = buffer_size, order_seed
         self._pass: Iterator[tuple[int, dict[str, Any]]] = iter(())
-        self._state = (0, -1, 0)  # epoch and place of the pass, and the process that it is of
+        self._state = _NO_PASS
         self._current: tuple[int, dict[str, Any]] | None = None
 
     def index(self, epoch: int, place: int) -> int:
         at_epoch, at, process = self._state
         if (epoch, os.getpid()) != (at_epoch, process) or place < at or at < 0:
             self._pass, at = self._order(epoch), -1
+        self._state = _NO_PASS  # until the place is reached: a pass that breaks off is not gone on with
         while at < place:
             self._current, at = next(self._pass), at + 1
         self._state = epoch, at, os.getpid()
@@ -455,7 +459,7 @@ class StreamRows(Rows):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pass": iter(()), "_state": (0, -1, 0), "_current": None}
+        return self.__dict__ | {"_pass": iter(()), "_state": _NO_PASS, "_current": None}
 
 
 class HubDataModule(FGVCDataModule):
@@ -533,7 +537,7 @@ def _is_like(feature: Any, name: str) -> bool:
 
 
 @contextmanager
-def _only_errors_of_ours() -> Iterator[None]:
+def _unlogged() -> Iterator[None]:
     """What `datasets` logs before it raises would stand above the one line that says it."""
     logger = logging.getLogger("datasets")
     level = logger.level
@@ -547,14 +551,14 @@ def _only_errors_of_ours() -> Iterator[None]:
 def _reason(error: Exception, config: str | None, revision: str | None) -> str:
     """Why a data set cannot be opened, and what to do, on one line."""
     text = one_line(error)
-    if match := re.search(r"BuilderConfig .* not found\. Available: (\[.*\])", text):
+    if match := re.search(r"BuilderConfig .* not found\. Available: (\[.*\])", str(error), re.DOTALL):
         there = ast.literal_eval(match[1])
-        return f"no config {config!r}; it has {', '.join(there)}{did_you_mean(str(config), there)}"
-    if match := re.search(r"Config name is missing.*?(\[.*?\])", text):
-        return f"config is not given; it has {', '.join(ast.literal_eval(match[1]))}"
-    if "gated" in text:
+        return f"no config {config!r}; it has {', '.join(there[:20])}{did_you_mean(str(config), there)}"
+    if match := re.search(r"Config name is missing.*?(\[.*?\])", str(error), re.DOTALL):
+        return f"config is not given; it has {', '.join(ast.literal_eval(match[1])[:20])}"
+    if "is a gated dataset" in text:
         return "gated on the Hub; accept its terms on its page there, and log in with `hf auth login`"
-    if "Revision" in text and revision is not None:
+    if text.startswith("Revision"):
         return f"no revision {revision!r}; give a branch, a tag or a commit of it"
     if isinstance(error, (DatasetNotFoundError, RepositoryNotFoundError)):
         return "not on the Hub, or private; check the name, or log in with `hf auth login`"

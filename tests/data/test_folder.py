@@ -194,6 +194,7 @@ def test_links_lead_to_files_inside(tmp_path):
     link.symlink_to("../a/000.png")
     assert "b/link.png" in module(root).reader.image_ids.tolist()
     link.unlink()
+    (root / "b/notes.txt").symlink_to(tmp_path / "else/c/000.png")  # is not read
     for target, message in (
         (tmp_path / "else/c/000.png", "link.png: a link that leads out of"),
         (root / "gone.png", "link.png: a link that leads nowhere"),

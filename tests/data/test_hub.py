@@ -490,6 +490,13 @@ def test_a_stream_must_be_as_long_as_it_says(tmp_path):
         FgvczooError, match=r"set: train ended after 6 rows, 9 were expected; give lengths: \{train: 6\}"
     ):
         list(long.loader("train"))
+    skipping = module(root, streaming=True, lengths={"train": 9, "test": 3}, on_corrupt="skip")
+    for _ in range(2):  # it is not taken for an unreadable picture, and begins anew when it is asked again
+        with pytest.raises(FgvczooError, match="ended after 6 rows"):
+            list(skipping.loader("train"))
+        with pytest.raises(FgvczooError, match="ended after 6 rows"):
+            skipping.row(8)
+    assert skipping.row(5)["image_id"] == "train/5"
     refused("lengths: 0 rows of train; expected 1", root, streaming=True, lengths={"train": 0, "test": 3})
 
 
