@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fgvczoo.zoo.build import build_data as build_data
     from fgvczoo.zoo.build import create as create
     from fgvczoo.zoo.export import export as export
+    from fgvczoo.zoo.hub import push as push
     from fgvczoo.zoo.load import load as load
     from fgvczoo.zoo.official import from_official as from_official
     from fgvczoo.zoo.recipe import list_recipes as list_recipes
@@ -36,6 +37,7 @@ _HOME = {
     "list_models": "fgvczoo.zoo.registry",
     "list_recipes": "fgvczoo.zoo.recipe",
     "load": "fgvczoo.zoo.load",
+    "push": "fgvczoo.zoo.hub",
     "save_weights": "fgvczoo.zoo.weights",
 }
 

@@ -292,19 +292,17 @@ def _import(options: argparse.Namespace) -> int:
 def _push(options: argparse.Namespace) -> int:
     from fgvczoo.zoo.config import CONFIG
     from fgvczoo.zoo.hub import push
-    from fgvczoo.zoo.load import weights_folder
-    from fgvczoo.zoo.weights import file_sha256
+    from fgvczoo.zoo.weights import file_sha256, weights_folder
 
-    folder = weights_folder(options.folder)
     pushed = push(
-        folder,
+        options.folder,
         options.repo,
         private=options.private,
         revision=options.revision,
         licence=options.licence,
         message=options.message,
     )
-    print(f'{pushed}\nfgvczoo.load("{pushed}")\nsha256 {file_sha256(folder / CONFIG)}')
+    print(f'{pushed}\nfgvczoo.load("{pushed}")\nsha256 {file_sha256(weights_folder(options.folder) / CONFIG)}')
     return 0
 
 

@@ -28,7 +28,7 @@ from fgvczoo import __version__
 from fgvczoo.errors import FgvczooError
 from fgvczoo.zoo.card import model_card
 from fgvczoo.zoo.config import CONFIG, PICTURES, README, TENSORS, DamagedWeights, read_config
-from fgvczoo.zoo.weights import check_file, check_folder
+from fgvczoo.zoo.weights import check_file, check_folder, weights_folder
 
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:@([\w./-]+))?")
 
@@ -117,7 +117,7 @@ def is_cached(repo: Repo) -> bool:
 
 
 def push(
-    folder: Path,
+    folder: str | Path,
     repo: str,
     *,
     private: bool = False,
@@ -127,7 +127,7 @@ def push(
 ) -> Repo:
     """Uploads a weights folder as one commit; the repository is made where it does not exist.
 
-    folder: as `fgvczoo fit` or `save_weights` wrote it. repo: "owner/name". private: of a repository that is made.
+    folder: of a run, or as `save_weights` wrote it. repo: "owner/name". private: of a repository that is made.
     revision: a branch, made where it does not exist; None: main. licence: the Hub's name of a licence ("cc-by-nc-4.0"),
     needed where the weights do not say what they are under. message: of the commit.
 
@@ -138,6 +138,7 @@ def push(
     if match is None or match[2] is not None:
         raise FgvczooError(f"push: {repo!r} is not the name of a repository; expected owner/name, and a branch apart")
     goal = Repo(repo, None)
+    folder = weights_folder(Path(folder))
     config = check_folder(folder)
     _check_terms(config, folder, licence)
     card = model_card(config, goal.id, licence).encode()

@@ -12,9 +12,8 @@ from fgvczoo.checkpoints import check_archive, read_tensors
 from fgvczoo.errors import FgvczooError
 from fgvczoo.tasks.base import StagedModule
 from fgvczoo.zoo.build import build_model
-from fgvczoo.zoo.config import CONFIG
 from fgvczoo.zoo.recipe import Recipe, Weights, read_recipe
-from fgvczoo.zoo.weights import load_tensors, load_weights
+from fgvczoo.zoo.weights import load_tensors, load_weights, weights_folder
 
 PUBLISHED = "published"
 
@@ -100,15 +99,6 @@ def read_run_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise FgvczooError(f"{path}: not a whole checkpoint; give a .ckpt that `fgvczoo fit` wrote")
     return checkpoint
-
-
-def weights_folder(folder: Path) -> Path:
-    """The weights of a run folder, or the folder itself."""
-    if (folder / CONFIG).is_file():
-        return folder
-    if (folder / "weights" / CONFIG).is_file():
-        return folder / "weights"
-    raise FgvczooError(f"{folder}: no weights in it; an unfinished run is resumed with `fgvczoo fit --ckpt_path last`")
 
 
 def published(recipe: Recipe, weights: Weights) -> Path:

@@ -147,6 +147,15 @@ def load_weights(folder: str | Path, *, sha256: str | None = None) -> StagedModu
     return model.eval()
 
 
+def weights_folder(folder: Path) -> Path:
+    """The weights of a run folder, or the folder itself."""
+    if (folder / CONFIG).is_file():
+        return folder
+    if (folder / "weights" / CONFIG).is_file():
+        return folder / "weights"
+    raise FgvczooError(f"{folder}: no weights in it; an unfinished run is resumed with `fgvczoo fit --ckpt_path last`")
+
+
 def check_folder(folder: Path, *, sha256: str | None = None) -> dict[str, Any]:
     """The config of a weights folder whose files hash to what it says. Errors as `load_weights`."""
     path = folder / CONFIG
