@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fgvczoo.errors import FgvczooError
@@ -27,25 +29,17 @@ MAX_PIXELS = 150_000_000
 MAX_SIDE, MIN_CROP_FRACTION = 4096, 0.1
 
 
-def read_image(source: Any) -> np.ndarray:
+def read_image(source: Any, name: str | None = None) -> np.ndarray:
     """An image as RGB uint8 (H, W, 3).
 
     `source`: a path, encoded bytes, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of uint8 or of floats in
     0..1, or a tensor (3, H, W) of uint8 or of floats in 0..1. Grey, 16-bit grey, palette and CMYK become RGB, alpha is
-    laid on white, EXIF orientation is applied.
+    laid on white, EXIF orientation is applied. `name`: what messages call encoded bytes.
 
     Raises `FgvczooError` naming the file when it is missing, is not an image, is cut or has over `MAX_PIXELS` pixels.
     """
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            reason = error.strerror or error
-            raise FgvczooError(f"{path}: cannot be read ({reason}); give the path of an image file") from None
-        return _decode(content, str(path))
-    if isinstance(source, bytes):
-        return _decode(source, "the given bytes")
+    if isinstance(source, (str, Path, bytes)):
+        return _decode(*_content(source, name))
     if isinstance(source, Image.Image):
         return np.array(_to_rgb(source, "the given image"))
     if isinstance(source, Tensor):
@@ -58,7 +52,40 @@ def read_image(source: Any) -> np.ndarray:
     raise FgvczooError(f"an image is a path, bytes, a PIL image, an array or a tensor, not {type(source).__name__}")
 
 
-def _decode(content: bytes, name: str) -> np.ndarray:
+def read_mask(source: str | Path | bytes, name: str | None = None) -> np.ndarray:
+    """A picture of class indices as uint8 (H, W): one channel of 8 bits, or a palette, whose numbers are the classes.
+
+    Raises `FgvczooError` as `read_image` does, and where pixels are colours.
+    """
+    content, name = _content(source, name)
+    with _opened(content, name) as image:
+        if image.mode not in ("1", "L", "P"):
+            raise FgvczooError(f"{name}: pixels of mode {image.mode}; expected a class number a pixel, grey or palette")
+        return np.array(image).astype(np.uint8)
+
+
+def image_size(source: str | Path | bytes, name: str | None = None) -> tuple[int, int]:
+    """Height and width of what `read_image` gives, without decoding its pixels."""
+    with _opened(*_content(source, name)) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _content(source: str | Path | bytes, name: str | None) -> tuple[bytes, str]:
+    """The bytes of an encoded image and its name in messages."""
+    if isinstance(source, bytes):
+        return source, name or "the given bytes"
+    path = Path(source)
+    try:
+        return path.read_bytes(), str(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise FgvczooError(f"{path}: cannot be read ({reason}); give the path of an image file") from None
+
+
+@contextmanager
+def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
+    """Encoded bytes as a PIL image whose pixels are read inside the block."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
@@ -66,15 +93,20 @@ def _decode(content: bytes, name: str) -> np.ndarray:
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise FgvczooError(f"{name}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
-            # cv2 decodes a plain RGB JPEG faster and fills the rest of a cut one with grey: only whole files go there.
-            if image.format == "JPEG" and image.mode == "RGB" and not image.getexif():
-                decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-                if decoded is not None and content.rstrip(b"\0")[-2:] == b"\xff\xd9":
-                    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
-            return np.array(_to_rgb(image, name))
+            yield image
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else f"corrupt image ({error})"
         raise FgvczooError(f"{name}: {reason}; replace or remove it") from None
+
+
+def _decode(content: bytes, name: str) -> np.ndarray:
+    with _opened(content, name) as image:
+        # cv2 decodes a plain RGB JPEG faster and fills the rest of a cut one with grey: only whole files go there.
+        if image.format == "JPEG" and image.mode == "RGB" and not image.getexif():
+            decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+            if decoded is not None and content.rstrip(b"\0")[-2:] == b"\xff\xd9":
+                return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+        return np.array(_to_rgb(image, name))
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

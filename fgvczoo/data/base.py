@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,11 @@ from fgvczoo.data.transforms import Transform, crop_sample
 from fgvczoo.errors import FgvczooError, did_you_mean
 from fgvczoo.preprocess import Preprocess, read_image
 
-# The validation rows are the same in every run, whatever its seed: results of several seeds are comparable.
-_VALIDATION_SEED = 0
+# Rows that are cut from train are the same in every run, whatever its seed: results of several seeds are comparable.
+_SPLIT_SEED = 0
+# Control characters, line ends, and bytes of a file name that are not UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+TEXT = np.dtypes.StringDType()  # strings of any length in one block of memory, which forked workers share
 
 
 class Reader(ABC):
@@ -36,15 +41,40 @@ class Reader(ABC):
     class_names: list[str]  # of the labels 0..C-1
     labels: np.ndarray  # (N,) int64
     image_ids: np.ndarray  # (N,) the set's own ids, of any kind
-    splits: dict[str, np.ndarray]  # the official ones, name -> rows; "train" among them
+    splits: dict[str, np.ndarray]  # name -> rows, ascending; the official ones where there are such; "train" among them
     keys: tuple[str, ...]  # annotations that it can give
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
-    def path(self, index: int) -> Path:
-        """The picture of a row."""
+    def picture(self, index: int) -> Path | bytes:
+        """The picture of a row: its file, or its encoded bytes."""
+
+    def name_of(self, index: int) -> str:
+        """What messages call the picture of a row: its file."""
+        return str(self.picture(index))
+
+    def read(self, index: int) -> np.ndarray:
+        """The picture of a row as RGB uint8 (H, W, 3); `FgvczooError` naming it where it cannot be read."""
+        return read_image(self.picture(index), self.name_of(index))
+
+    def label(self, index: int) -> int:
+        """The label of a row."""
+        return int(self.labels[index])
+
+    def split_of(self, index: int) -> str:
+        """The split of a row; the first of them where several have it."""
+        for name, rows in self.splits.items():
+            place = int(np.searchsorted(rows, index))
+            if place < len(rows) and rows[place] == index:
+                return name
+        raise FgvczooError(f"{self.name}: row {index} is in none of {', '.join(self.splits)}")
+
+    def find(self, image_id: str) -> int | None:
+        """The row of an image by the set's own id, as text; None where there is none."""
+        places = np.flatnonzero(self.image_ids.astype(TEXT, copy=False) == image_id)
+        return int(places[0]) if len(places) else None
 
     @abstractmethod
     def require(self, keys: Sequence[str]) -> None:
@@ -141,7 +171,11 @@ class FGVCDataModule(lightning.LightningDataModule):
         self.licence_allows_pictures = reader.licence_allows_pictures
         self.splits = dict(reader.splits)
         if val_fraction:
-            self.splits["train"], self.splits["val"] = _stratified(self.splits["train"], reader.labels, val_fraction)
+            if "val" in self.splits:
+                raise FgvczooError(f"val_fraction={val_fraction}, but {reader.name} has a split val; leave it out")
+            self.splits["train"], self.splits["val"] = stratified(
+                self.splits["train"], reader.labels, val_fraction, "val"
+            )
         for name in ("train_plain", "projection"):
             self.splits.setdefault(name, self.splits["train"])
         self.skipped: dict[str, str] = {}
@@ -155,19 +189,25 @@ class FGVCDataModule(lightning.LightningDataModule):
         augment: by the protocol of this data module, from (seed, epoch, row).
         """
         if split not in self.splits:
-            hint = "; give val_fraction to cut it from train" if split == "val" else did_you_mean(split, self.splits)
+            cut = f"; give {split}_fraction to cut it from train" if split in ("val", "test") else ""
+            hint = cut or did_you_mean(split, self.splits)
             raise FgvczooError(f"{self.dataset_name} has no split {split!r}, only {', '.join(self.splits)}{hint}")
         if shard not in ("exact", "train"):
             raise FgvczooError(f"shard={shard!r}; expected 'exact' or 'train'")
         rows = self.splits[split]
-        dataset = Rows(self.reader, rows, self.transform, self.keys, self.on_corrupt, self.seed if augment else None)
+        dataset = self._rows(rows, self.seed if augment else None, shuffle=shard == "train")
         if augment and self.num_workers:
             self.transform.build()
         world_size, rank = self._processes()
         options: dict[str, Any]
         if shard == "train":
             sampler = EpochBatchSampler(
-                len(rows), self.batch_size, seed=self.seed, shuffle=True, world_size=world_size, rank=rank
+                len(rows),
+                self.batch_size,
+                seed=self.seed,
+                shuffle=not dataset.shuffles,
+                world_size=world_size,
+                rank=rank,
             )
             self._samplers.append(sampler)
             options = {"batch_sampler": sampler}
@@ -193,26 +233,39 @@ class FGVCDataModule(lightning.LightningDataModule):
     def row(self, index: int) -> dict[str, Any]:
         """What the data set says of the row that a batch names by `index`, in original coordinates.
 
-        Plain values: `index`, `image_id`, `path` (absolute), `label`, `class_name`, `split`, `height`, `width` of the
-        original picture, `crop` (x0, y0, x1, y1 of the used part, or None), and what the set adds, such as `bbox`.
+        Plain values: `index`, `image_id`, `path` (absolute; None where the picture is no file), `label`, `class_name`,
+        `split`, `height`, `width` of the original picture, `crop` (x0, y0, x1, y1 of the used part, or None), and what
+        the set adds, such as `bbox`.
         """
+        self._check(index)
+        return self.reader.row(index)
+
+    def picture(self, index: int) -> np.ndarray:
+        """The original picture of a row, RGB uint8 (H, W, 3)."""
+        self._check(index)
+        return self.reader.read(index)
+
+    def _check(self, index: int) -> None:
         if not 0 <= index < len(self.reader):
             raise FgvczooError(f"row {index} of {self.dataset_name}: expected 0..{len(self.reader) - 1}")
-        return self.reader.row(index)
 
     def find(self, image_id: str) -> int:
         """The row of an image by the set's own id, the inverse of `row(index)["image_id"]`."""
-        places = np.flatnonzero(self.reader.image_ids.astype(str) == str(image_id))
-        if len(places) != 1:
+        row = self.reader.find(str(image_id))
+        if row is None:
             raise FgvczooError(
                 f"{self.dataset_name}: no image {image_id!r}; this is not the copy that the model learned from"
             )
-        return int(places[0])
+        return row
 
     def sample(self, index: int) -> dict[str, Any]:
         """One row as a batch has it, un-augmented: `image` (3, h, w) and the annotations of `keys`."""
-        rows = np.array([index])
-        return Rows(self.reader, rows, self.transform, self.keys, "error", None)[0]
+        return next(self.samples([index]))
+
+    def samples(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """Rows as `sample` gives them, one by one. In ascending order they are one pass over a set that is a stream."""
+        for index in indices:
+            yield Rows(self.reader, np.array([index]), self.transform, self.keys, "error", None)[0]
 
     def train_dataloader(self) -> Loader:
         loader = self.loader("train", augment=True, shard="train")
@@ -237,6 +290,10 @@ class FGVCDataModule(lightning.LightningDataModule):
     def predict_dataloader(self) -> Loader:
         return self.loader("test")
 
+    def _rows(self, rows: np.ndarray, seed: int | None, *, shuffle: bool) -> Rows:
+        """The samples of a loader. shuffle: it is for training."""
+        return Rows(self.reader, rows, self.transform, self.keys, self.on_corrupt, seed)
+
     def _processes(self) -> tuple[int, int]:
         if self.trainer is not None:
             return self.trainer.world_size, self.trainer.global_rank
@@ -259,7 +316,11 @@ class Rows(Dataset[Any]):
     """The samples of some rows of a reader; `seed` None leaves the pictures as they are.
 
     Items are places in `rows`, alone or as (epoch, place).
+
+    shuffles: places are those of an order of its own, which a sampler does not shuffle again.
     """
+
+    shuffles = False
 
     def __init__(
         self,
@@ -276,21 +337,27 @@ class Rows(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def index(self, epoch: int, place: int) -> int:
+        """The row at a place of an epoch."""
+        return int(self.rows[place])
+
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
         epoch, place = item if isinstance(item, tuple) else (0, item)
-        index = int(self.rows[place])
-        image = read_image(self.reader.path(index))
+        return self._sample(epoch, self.index(epoch, place))
+
+    def _sample(self, epoch: int, index: int) -> dict[str, Any]:
+        image = self.reader.read(index)
         notes = self.reader.annotations(index, self.keys)
         height, width = image.shape[:2]
         mask, parts = notes.pop("mask", None), notes.pop("parts", None)
         one_box = "bbox" in notes
         boxes = notes.pop("bbox")[None] if one_box else notes.pop("boxes", None)
         if mask is not None and mask.shape != image.shape[:2]:
-            raise FgvczooError(f"{self.reader.path(index)}: picture of {height, width} pixels, mask of {mask.shape}")
+            raise FgvczooError(f"{self.reader.name_of(index)}: picture of {height, width} pixels, mask of {mask.shape}")
         if (crop := self.reader.crop(index)) is not None:
             image, mask, boxes, parts = crop_sample(crop, image, mask, boxes, parts)
             if not image.size:
-                raise FgvczooError(f"{self.reader.path(index)}: the crop {crop} has no pixel of {height} x {width}")
+                raise FgvczooError(f"{self.reader.name_of(index)}: the crop {crop} has no pixel of {height} x {width}")
         # The last number keeps these streams apart from others that are drawn from (seed, epoch).
         seed = None if self.seed is None else (self.seed, epoch, index, 1)
         sample: dict[str, Any] = dict(self.transform(image, mask=mask, boxes=boxes, parts=parts, seed=seed))
@@ -298,7 +365,7 @@ class Rows(Dataset[Any]):
             sample["bbox"] = sample.pop("boxes")[0]
         if "size" in self.keys:
             sample["size"] = np.array([height, width], np.int64)
-        return sample | notes | {"index": np.int64(index), "label": np.int64(self.reader.labels[index])}
+        return sample | notes | {"index": np.int64(index), "label": np.int64(self.reader.label(index))}
 
     def __getitems__(self, items: list[Any]) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """The readable samples of a batch, and path -> reason of the others."""
@@ -318,13 +385,14 @@ class Rows(Dataset[Any]):
     def _readable(self, items: list[Any], lost: dict[str, str]) -> list[dict[str, Any]]:
         samples = []
         for item in items:
+            epoch, place = item if isinstance(item, tuple) else (0, item)
+            index = self.index(epoch, place)  # a stream that breaks off here is not one more unreadable picture
             try:
-                samples.append(self[item])
+                samples.append(self._sample(epoch, index))
             except FgvczooError as error:
                 if self.on_corrupt == "error":
                     raise
-                place = item[1] if isinstance(item, tuple) else item
-                lost[str(self.reader.path(int(self.rows[place])))] = str(error)
+                lost[self.reader.name_of(index)] = str(error)
         return samples
 
 
@@ -398,16 +466,31 @@ def _stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def _stratified(rows: np.ndarray, labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a fixed share of the rows of every class, but never all of them: (the rest, the share), both in order."""
-    generator = np.random.default_rng(_VALIDATION_SEED)
-    chosen = []
-    for label in np.unique(labels[rows]):
-        own = rows[labels[rows] == label]
-        chosen.append(generator.permutation(own)[: min(round(fraction * len(own)), len(own) - 1)])
+def check_class_names(names: Iterable[str], source: str) -> None:
+    """Refuses names that cannot stand in a line of text, and two that look alike but are spelt with other code points
+    (a letter with its accent, or the letter and then the accent). source: what messages call their origin."""
+    spelt: dict[str, str] = {}
+    for name in names:
+        if UNPRINTABLE.search(name):
+            raise FgvczooError(f"{source}: the class name {name!a} has characters that cannot be printed; rename it")
+        if (other := spelt.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            raise FgvczooError(f"{source}: {other!a} and {name!a} are one class name in two spellings; rename one")
+
+
+def stratified(rows: np.ndarray, labels: np.ndarray, fraction: float, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts a fixed share of the rows of every class, but never all of them: (the rest, the share), both in order.
+
+    rows: ascending. split: what the share is for; its fraction is the option `SPLIT_fraction`.
+    """
+    generator = np.random.default_rng(_SPLIT_SEED)
+    by_class = rows[np.argsort(labels[rows], kind="stable")]
+    chosen = [
+        generator.permutation(own)[: min(round(fraction * len(own)), len(own) - 1)]
+        for own in np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1)
+    ]
     share = np.sort(np.concatenate(chosen))
     if not len(share):
-        raise FgvczooError(f"val_fraction={fraction} leaves no validation image; give a larger one")
+        raise FgvczooError(f"{split}_fraction={fraction} leaves no {split} image; give a larger one")
     return np.setdiff1d(rows, share), share
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fgvczoo.data.base import FGVCDataModule
+from fgvczoo.data.base import FGVCDataModule, Reader
 from fgvczoo.data.cub import CUB
+from fgvczoo.data.folder import Folder
 from fgvczoo.errors import FgvczooError
-from fgvczoo.preprocess import read_image
 
-_SHOWN = 20  # problems of one kind that are named
+_SHOWN = 20  # problems of one kind, and classes, that are named
+_FEW = 5  # training images without which a class is worth a note
 
 
 @dataclass
@@ -69,32 +71,127 @@ def check_cub(root: str | Path, *, progress: bool = True) -> Report:
         reader.require(["mask"])
     except FgvczooError as error:
         report.add("note", str(error))
-        _check_pictures(reader, report, masks=False, progress=progress)
+        _check_pictures(reader, report, [], progress=progress)
     else:
-        _check_pictures(reader, report, masks=True, progress=progress)
+        _check_pictures(reader, report, ["mask"], progress=progress)
     return report
 
 
-def _check_pictures(reader: CUB, report: Report, *, masks: bool, progress: bool) -> None:
+def check_folder(root: str | Path, table: str | Path | None = None, *, progress: bool = True) -> Report:
+    """Reads every picture of a user's own folder and all columns of its table. Changes nothing.
+
+    Wrong are unreadable pictures and cells, and the same file under two classes or in two splits; worth knowing are
+    small classes, the same file twice in one class, grey pictures, boxes beyond their picture, and what is not read.
+
+    table: see `Folder`. progress: show a bar on stderr.
+    """
+    report = Report()
+    try:
+        reader = Folder(root, table=table, test_fraction=0)  # as it is, before anything is cut from train
+    except FgvczooError as error:
+        report.add("wrong", str(error))
+        return report
+    counts = ", ".join(f"{len(rows):,} {name}" for name, rows in reader.splits.items())
+    report.add("ok", f"{reader.root}: {len(reader):,} images of {len(reader.class_names)} classes ({counts})")
+    _count_classes(reader, report)
+    keys = []
+    for key in reader.keys:
+        try:
+            reader.require([key])
+            keys.append(key)
+            report.add("ok", f"{key}: read")
+        except FgvczooError as error:
+            report.add("wrong", str(error))
+    if reader.unread:
+        report.add("note", f"columns that mean nothing here: {', '.join(reader.unread)}")
+    if others := reader.others():
+        report.add("note", f"{len(others)} files are not read, such as {', '.join(others[:5])}")
+    rows_of: dict[bytes, list[int]] = {}
+    _check_pictures(reader, report, keys, rows_of=rows_of, progress=progress)
+    _report_twins(reader, report, rows_of)
+    return report
+
+
+def _count_classes(reader: Folder, report: Report) -> None:
+    counts = {
+        name: np.bincount(reader.labels[rows], minlength=len(reader.class_names))
+        for name, rows in reader.splits.items()
+    }
+    for label, class_name in enumerate(reader.class_names[:_SHOWN]):
+        report.add("ok", f"{class_name}: " + ", ".join(f"{number[label]} {name}" for name, number in counts.items()))
+    if len(reader.class_names) > _SHOWN:
+        every = np.sum(list(counts.values()), axis=0)
+        report.add(
+            "ok", f"and {len(reader.class_names) - _SHOWN} more classes, of {every.min()} to {every.max()} images"
+        )
+    for name, least in (("train", _FEW), ("test", 1)):
+        if name in counts and (small := [reader.class_names[label] for label in np.flatnonzero(counts[name] < least)]):
+            report.add("note", f"{len(small)} classes with less than {least} {name} images, such as {_some(small)}")
+
+
+def _report_twins(reader: Folder, report: Report, rows_of: dict[bytes, list[int]]) -> None:
+    """Files of equal content: hash -> rows."""
+    kinds: dict[str, list[str]] = {"two classes": [], "two splits": [], "one class": []}
+    for rows in rows_of.values():
+        if len(rows) > 1:
+            labels, splits = ({find(row) for row in rows} for find in (reader.label, reader.split_of))
+            kind = "two classes" if len(labels) > 1 else "two splits" if len(splits) > 1 else "one class"
+            kinds[kind].append(" = ".join(str(reader.image_ids[row]) for row in rows))
+    for kind, found in kinds.items():
+        if found:
+            text = f"{len(found)} pictures are there more than once, in {kind}, such as {_some(found)}"
+            if kind == "one class":
+                report.add("note", f"{text}; leave one, or training and test may share it")
+            else:
+                report.add("wrong", text)
+
+
+def _beyond(boxes: np.ndarray, image: np.ndarray) -> bool:
+    """Whether a box leaves the picture by more than a pixel, as x, y, width, height do when read as two corners."""
+    height, width = image.shape[:2]
+    return bool(((boxes < -1) | (boxes > (width + 1, height + 1, width + 1, height + 1))).any())
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5])
+
+
+def _check_pictures(
+    reader: Reader, report: Report, keys: list[str], *, rows_of: dict[bytes, list[int]] | None = None, progress: bool
+) -> None:
+    """Decodes all pictures, and compares them with those of "mask", "bbox" and "boxes" that are in `keys`.
+
+    rows_of: filled with the rows of every content, by its hash.
+    """
     from rich.console import Console
     from rich.progress import track
 
     problems: list[str] = []
+    beyond: list[str] = []
     grey = 0
     rows = range(len(reader))
     for index in track(rows, "reading pictures", console=Console(stderr=True), disable=not progress, transient=True):
         try:
-            image = read_image(reader.path(index))
+            image = reader.read(index)
             grey += bool((image == image[..., :1]).all())
-            if masks and (shape := reader.annotations(index, ["mask"])["mask"].shape) != image.shape[:2]:
-                problems.append(f"{reader.path(index)}: {image.shape[:2]} pixels, but its segmentation has {shape}")
+            notes = reader.annotations(index, keys)
+            if "mask" in notes and (shape := notes["mask"].shape) != image.shape[:2]:
+                problems.append(f"{reader.name_of(index)}: {image.shape[:2]} pixels, but its segmentation has {shape}")
+            if any(_beyond(notes[key], image) for key in ("bbox", "boxes") if key in notes):
+                beyond.append(str(reader.image_ids[index]))
+            if rows_of is not None:
+                picture = reader.picture(index)
+                content = picture if isinstance(picture, bytes) else picture.read_bytes()
+                rows_of.setdefault(blake2b(content, digest_size=16).digest(), []).append(index)
         except FgvczooError as error:
             problems.append(str(error))
+    if beyond:
+        report.add("note", f"{len(beyond)} pictures have a box beyond their border, such as {_some(beyond)}")
     for problem in problems[:_SHOWN]:
         report.add("wrong", problem)
     if len(problems) > _SHOWN:
         report.add("wrong", f"and {len(problems) - _SHOWN} more pictures like these")
-    what = "pictures and segmentations" if masks else "pictures"
+    what = "pictures and segmentations" if "mask" in keys else "pictures"
     if not problems:
         report.add("ok", f"all {len(reader):,} {what} can be read")
     if grey:

@@ -13,11 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from fgvczoo.data.base import FGVCDataModule, Reader
 from fgvczoo.errors import FgvczooError
-from fgvczoo.preprocess import read_image
+from fgvczoo.preprocess import image_size, read_image
 
 FOLDER = "CUB_200_2011"
 _RECORD = "https://data.caltech.edu/records/65de6-vp158"
@@ -67,7 +66,7 @@ class CUB(Reader):
         if cropped:
             self.require(["bbox"])
 
-    def path(self, index: int) -> Path:
+    def picture(self, index: int) -> Path:
         return self.folder / "images" / self._files[index]
 
     def require(self, keys: Sequence[str]) -> None:
@@ -108,15 +107,14 @@ class CUB(Reader):
 
     def row(self, index: int) -> dict[str, Any]:
         label = int(self.labels[index])
-        with Image.open(self.path(index)) as image:
-            width, height = image.size
+        height, width = image_size(self.picture(index))
         crop = self.crop(index)
         if crop is not None:  # what was cut: no more than the picture has
             crop = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
         return {
             "index": index,
             "image_id": int(self.image_ids[index]),
-            "path": str(self.path(index).absolute()),
+            "path": str(self.picture(index).absolute()),
             "label": label,
             "class_name": self.all_class_names[label],
             "split": "train" if self._is_train[index] else "test",

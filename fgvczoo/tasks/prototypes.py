@@ -117,10 +117,11 @@ class PrototypeClassifier(ClassificationModule):
     def _describe(self, data: DataSource, projectors: dict[str, Projector]) -> dict[str, list[PrototypeSource | None]]:
         """Where each prototype comes from; the box is that of its own map on its own image."""
         described: dict[str, list[PrototypeSource | None]] = {name: [None] * len(p) for name, p in projectors.items()}
-        samples = torch.cat([projector.sample[projector.found] for projector in projectors.values()])
-        for sample in torch.unique(samples).tolist():
+        found = torch.cat([projector.sample[projector.found] for projector in projectors.values()])
+        samples = torch.unique(found).tolist()  # ascending: a stream is read once
+        for sample, picture in zip(samples, data.samples(samples)):
             image_id = str(data.row(sample)["image_id"])
-            features = self.network.features(data.sample(sample)["image"][None].to(self.device))
+            features = self.network.features(picture["image"][None].to(self.device))
             for name, projector in projectors.items():
                 owned = torch.nonzero(projector.sample == sample).flatten().tolist()
                 maps = self.network.heads[name].nearest_map(features[name])[0, owned]

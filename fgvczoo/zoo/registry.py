@@ -15,6 +15,8 @@ MODELS: dict[str, str] = {
 
 DATASETS: dict[str, str] = {
     "cub": "fgvczoo.data.cub.CUBDataModule",
+    "folder": "fgvczoo.data.folder.FolderDataModule",
+    "hub": "fgvczoo.data.hub.HubDataModule",
     "synthbirds": "fgvczoo.data.cub.SynthBirdsDataModule",
 }
 

@@ -190,7 +190,7 @@ def test_validation_is_cut_from_every_class_of_train(shared):
     assert whole.val_dataloader() == []
     nearly_all = module(root, val_fraction=0.99)
     assert np.bincount(nearly_all.reader.labels[nearly_all.splits["train"]]).tolist() == [1, 1, 1]
-    with pytest.raises(FgvczooError, match="no validation image"):
+    with pytest.raises(FgvczooError, match="leaves no val image"):
         module(root, val_fraction=0.01)
 
 
