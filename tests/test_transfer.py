@@ -98,6 +98,6 @@ def test_names_of_data_sets(fgvczoo_in, birds: Path) -> None:
     tiny = RECIPES / "st-protopnet-tiny.yaml"
     for wrong in (("--data", "cubb"), ("--data=cubb",)):
         status, _, err = fgvczoo_in("fit", "--config", tiny, *wrong, "--data.root", birds)
-        assert status == 2 and "did you mean cub?" in err and err.count("\n") == 1
+        assert status == 2 and "did you mean cub" in err and err.count("\n") == 1
     status, _, err = fgvczoo_in("fit", "--config", tiny, "--data=cub", "--data.root", birds, "--trainer.max_epochs", 1)
     assert status == 0, err

@@ -360,14 +360,16 @@ def _data_make(options: argparse.Namespace) -> int:
 
 
 def _data_check(options: argparse.Namespace) -> int:
-    from fgvczoo.data.check import check_cub
+    from fgvczoo.data.check import check_cub, check_folder
 
-    if options.name not in ("cub", "synthbirds"):
+    checks = {"cub": check_cub, "synthbirds": check_cub, "folder": check_folder}
+    if options.name not in checks:
         raise FgvczooError(
-            f"data check: no data set {options.name!r}{did_you_mean(options.name, ['cub', 'synthbirds'])}"
+            f"data check: {options.name!r} has no check; known are {', '.join(checks)}"
+            f"{did_you_mean(options.name, checks)}"
         )
-    report = check_cub(options.root)
-    print("\n".join(report.lines()))
+    report = checks[options.name](options.root)
+    print("\n".join(printable(line) for line in report.lines()))
     return 0 if report.ok else 1
 
 
@@ -379,7 +381,9 @@ def _data_show(options: argparse.Namespace) -> int:
     cls = dataset_class(options.name)
     if options.root is not None and options.name == "synthbirds":
         cls = dataset_class("cub")  # shows what is there, of any size; draws nothing
-    module = cls(root=str(options.root) if options.root else None, keys=["bbox", "parts"])
+    place = {"root": str(options.root) if options.root else None}
+    there = cls(**place).reader.keys
+    module = cls(**place, keys=[key for key in ("bbox", "boxes", "parts") if key in there])
     sheet = contact_sheet(module, options.split, options.number)
     with atomic_path(options.output) as path:
         sheet.save(path)

@@ -143,6 +143,13 @@ def box_finder(model: Any, root: Path, box: Box | None) -> Callable[[Path], Box 
     data = data_from_provenance(model, root)
     if getattr(model, "sources", None):
         model.prototype_pictures = prototype_pictures(model.sources, data)
-    rows = (data.row(index) for index in range(len(data.reader)))
-    known = {str(Path(row["path"]).resolve()): row["crop"] for row in rows}
-    return lambda path: box or known.get(str(path.resolve()))
+    reader = data.reader
+    if reader.crop(0) is None:  # whole pictures
+        return lambda path: box
+    index_of = {str(reader.picture(index).absolute()): index for index in range(len(reader))}
+
+    def find(path: Path) -> Box | None:
+        index = index_of.get(str(path.absolute()), index_of.get(str(path.resolve())))
+        return box or (None if index is None else reader.crop(index))
+
+    return find

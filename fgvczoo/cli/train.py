@@ -289,7 +289,10 @@ def recipe_name(config: Namespace) -> str:
 def data_section(data: Namespace) -> dict[str, Any]:
     """The data section as plain values, without the root: a path of one machine does not travel."""
     section = yaml.safe_load(yaml.safe_dump(data.as_dict()))
-    section.get("init_args", {}).pop("root", None)
+    arguments = section.get("init_args", {})
+    arguments.pop("root", None)
+    if Path(arguments.get("table") or "").is_absolute():
+        arguments.pop("table")
     return section
 
 

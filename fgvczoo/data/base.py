@@ -438,10 +438,6 @@ class Loader:
                 self.skipped |= unreadable
                 if batch is not None:
                     yield batch
-        except FgvczooError as error:
-            # A worker's error arrives as a traceback whose last line is the message.
-            message = str(error).strip().splitlines()[-1]
-            raise FgvczooError(message.removeprefix(f"{FgvczooError.__module__}.{FgvczooError.__name__}: ")) from None
         finally:
             if lost:
                 names = ", ".join(list(lost)[:5]) + (", ..." if len(lost) > 5 else "")

@@ -8,7 +8,6 @@ import numpy as np
 
 from fgvczoo.explain.overlay import encode_jpeg, enlarge, frame
 from fgvczoo.nn.prototypes import PrototypeSource
-from fgvczoo.preprocess import read_image
 from fgvczoo.tasks.base import DataSource
 
 # Of the longer side, in pixels: enough for a card of the page, small enough to travel with the weights.
@@ -33,6 +32,6 @@ def framed(image_id: str, box: Sequence[float], data: DataSource, side: int = SI
     """
     row = data.row(data.find(image_id))
     x0, y0, x1, y1 = row["crop"] or (0, 0, row["width"], row["height"])
-    image = read_image(row["path"])[y0:y1, x0:x1]
+    image = data.picture(row["index"])[y0:y1, x0:x1]
     scale = side / max(image.shape[:2])
     return frame(enlarge(image, side), (np.array(box) - [x0, y0, x0, y0]) * scale)

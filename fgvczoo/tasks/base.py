@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
@@ -39,6 +40,8 @@ class DataSource(Protocol):
     def loader(self, split: str, augment: bool = False, shard: str = "exact") -> Iterable[Batch]: ...
 
     def row(self, index: int) -> dict[str, Any]: ...
+
+    def picture(self, index: int) -> np.ndarray: ...
 
     def sample(self, index: int) -> dict[str, Any]: ...
 

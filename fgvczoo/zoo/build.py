@@ -61,14 +61,15 @@ def create(paper: str, **arguments: Any) -> StagedModule:
 
 def data_from_provenance(model: StagedModule, root: Any = None, **overrides: Any) -> Any:
     """The data module that a loaded model was trained with, over the data in `root` (None: where that data set lies by
-    itself); `overrides` replace its arguments."""
+    itself; for one of the Hub, its repository or a local copy); `overrides` replace its arguments."""
     section = model.provenance.get("data") if model.provenance else None
     if section is None:
         raise FgvczooError("these weights do not say what data they were trained with; leave out --data_root")
     if not isinstance(section, dict) or section.get("class_path") not in DATASETS.values():
         raise FgvczooError(f"these weights name {str(section)[:80]} as their data, which is no data set of fgvczoo")
-    place = {"root": str(root)} if root is not None else {}
-    arguments = {**(section.get("init_args") or {}), **place, **overrides}
+    arguments = {**(section.get("init_args") or {}), **overrides}
+    if root is not None and str(root) != arguments.get("repo"):
+        arguments |= {"root": str(root)} | ({"repo": None} if "repo" in arguments else {})
     return _instantiate(LightningDataModule, {"class_path": section["class_path"], "init_args": arguments}, "data")
 
 

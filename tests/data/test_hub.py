@@ -21,8 +21,8 @@ from fgvczoo.zoo.recipe import read_recipe
 from tests.conftest import RECIPES
 from tests.data.folder.make import make_folders
 from tests.data.hub.make import NAMES, encoded, make_parquet
-from tests.data.hub.server import COMMIT, serve
 from tests.data.test_cub import Probe, order, same, trainer
+from tests.hub_server import HubServer, Repository, files_of
 from tests.test_distributed import TRUNKS
 
 COUNTS = {"train": 22, "validation": 4, "test": 7}
@@ -570,10 +570,13 @@ def test_sets_of_the_hub_through_the_real_client(tmp_path):
     make_parquet(tmp_path / "served/owner/birds", {"train": 12, "test": 3})
     make_folders(tmp_path / "served/owner/pictures", {"train/a": 3, "train/b owl": 3})
     home = tmp_path / "home"
-    with serve(tmp_path / "served") as (address, requests):
-        environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1"}
+    with HubServer() as hub:
+        commit = hub.add("datasets/owner/birds", files_of(tmp_path / "served/owner/birds"))
+        hub.add("datasets/owner/pictures", files_of(tmp_path / "served/owner/pictures"))
+        hub.repositories["datasets/owner/gated"] = Repository(gated=True)
+        environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
         environment["HF_HUB_OFFLINE"] = "0"
-        command = [sys.executable, "-c", PROGRAM, COMMIT, str(home)]
+        command = [sys.executable, "-c", PROGRAM, commit, str(home)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
@@ -586,7 +589,7 @@ def test_sets_of_the_hub_through_the_real_client(tmp_path):
         assert gone.startswith("hub:owner/gone: not on the Hub, or private")
         assert gated.startswith("hub:owner/gated: gated on the Hub; accept its terms")
         assert revision.startswith("hub:owner/birds: no revision 'v9'")
-        before = len(requests)
+        before = len(hub.requests)
         program = "import sys; sys.argv[1:] = []\n" + PROGRAM[: PROGRAM.index("lengths =")]
         program += "print(len(open_(repo='owner/birds').reader), refusal(repo='owner/other'))"
         environment["HF_HUB_OFFLINE"] = "1"
@@ -597,7 +600,7 @@ def test_sets_of_the_hub_through_the_real_client(tmp_path):
         assert done.stdout.startswith(
             "15 hub:owner/other: the Hub cannot be reached, and there is no copy in the cache"
         )
-        assert len(requests) == before
+        assert len(hub.requests) == before
 
 
 def fit(paper: str, root: Path, run: Path, *more: object) -> list[str]:

@@ -20,7 +20,7 @@ from fgvczoo.zoo import hub as transport
 from fgvczoo.zoo.hub import Repo, is_cached, parse_repo, push
 from fgvczoo.zoo.load import load
 from fgvczoo.zoo.weights import file_sha256, load_weights
-from tests.zoo.hub_server import HubServer
+from tests.hub_server import HubServer
 
 PACKAGED = Path(fgvczoo.__file__).parent / "recipes" / "weights" / "st-protopnet-synthbirds"
 NAME = "birders/st-protopnet"

@@ -1,7 +1,8 @@
-"""A Hub of the tests' own on the loopback interface: it speaks the endpoints that the real client asks for models.
+"""A Hub of the tests' own on the loopback interface, with the endpoints that the real client and `datasets` ask for.
 
     with HubServer() as hub:  # hub.endpoint goes into HF_ENDPOINT
         hub.add("owner/name", {"config.json": b"..."})
+        hub.add("datasets/owner/name", files_of(folder))
         hub.fail("GET", "model.safetensors", times=1, status=500)
 
 Large files (.safetensors) are kept as the Hub keeps them: their ETag is their SHA-256, and they are uploaded apart from
@@ -17,6 +18,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -117,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(fault.delay)
             if fault.status is not None:
                 return self._answer(fault.status, b"", {"X-Error-Code": fault.error_code})
+        if path.startswith("/api/datasets/"):
+            return self._describe_data(path.removeprefix("/api/"))
         name, found, rest = path.removeprefix("/").partition("/resolve/")
         repository = self.server_hub.repositories.get(name)
         if not found or repository is None:
@@ -134,11 +138,33 @@ class _Handler(BaseHTTPRequestHandler):
         sent = content if fault is None or fault.content is None else fault.content
         status = 200
         if (wanted := self.headers.get("Range")) is not None:
-            start = int(wanted.removeprefix("bytes=").partition("-")[0])
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            sent, status = sent[start:], 206
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), int(last or len(content) - 1) + 1
+            headers["Content-Range"] = f"bytes {start}-{min(end, len(content)) - 1}/{len(content)}"
+            sent, status = sent[start:end], 206
         cut = fault.cut if fault is not None else None
         self._answer(status, sent if body else b"", headers, length=len(sent), cut=cut)
+
+    def _describe_data(self, path: str) -> None:
+        """datasets/OWNER/NAME, that at /revision/REVISION, and the list of files at /tree/REVISION/FOLDER."""
+        kind, owner, name, *rest = path.split("/")
+        repository = self.server_hub.repositories.get(f"{kind}/{owner}/{name}")
+        if repository is None:
+            return self._answer(401, b"", {"X-Error-Code": "RepoNotFound"})
+        if repository.gated:
+            return self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
+        what, revision, *folder = rest or ["revision", "main"]
+        commit = repository.refs.get(revision, revision)
+        if commit not in repository.commits:
+            return self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        files = repository.commits[commit]
+        if what == "revision":
+            siblings = [{"rfilename": file} for file in sorted(files)]
+            return self._json({"id": f"{owner}/{name}", "sha": commit, "siblings": siblings})
+        listed = _entries(files, "/".join(folder), deep="recursive=true" in self.path.lower())
+        if folder and not listed:
+            return self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+        self._json(listed)
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -230,6 +256,28 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[:cut])
         if cut is not None and cut < len(content):
             self.close_connection = True
+
+
+def _entries(files: dict[str, bytes], folder: str, deep: bool) -> list[dict[str, Any]]:
+    """The files and folders below a folder, or only those in it."""
+    found: dict[str, dict[str, Any]] = {}
+    start = f"{folder}/" if folder else ""
+    for file in sorted(name for name in files if name.startswith(start)):
+        steps = file.removeprefix(start).split("/")
+        for depth in range(1, len(steps)):
+            if deep or depth == 1:
+                parent = start + "/".join(steps[:depth])
+                found[parent] = {"type": "directory", "oid": "0" * 40, "path": parent, "size": 0}
+        if deep or len(steps) == 1:
+            content = files[file]
+            found[file] = {"type": "file", "oid": etag("", content), "path": file, "size": len(content)}
+    return list(found.values())
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The files below a folder by their paths from it."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def etag(file: str, content: bytes) -> str:
