@@ -21,6 +21,10 @@ class FgvczooError(Exception):
         super().__init__(printable(message))
 
 
+class FgvczooWarning(UserWarning):
+    """Something that a user should know and that stops nothing; the command line prints it as one line."""
+
+
 _LONGEST = 1500
 
 

@@ -15,6 +15,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 PROMISES: dict[str, tuple[list[str], list[str], list[str]]] = {
     "explain_a_prediction": ([], ["005.Synthetic_Bird_C1", "prototypes together"], ["why.html"]),
     "import_an_authors_checkpoint": ([], ["loaded", "resnet18", "Prediction("], ["imported/config.json"]),
+    "train_on_your_folder": (
+        ["--epochs", "1"],
+        ["4 classes: bird 0, bird 1", "new for 4 classes", "top-1 on the pictures"],
+        ["weights/model.safetensors"],
+    ),
     "use_an_op_alone": (["crown"], ["are found within one cell"], []),
 }
 

@@ -7,8 +7,9 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from fgvczoo.errors import FgvczooError
+from fgvczoo.errors import FgvczooError, FgvczooWarning, printable
 
 TRAINING = ("fit", "validate", "test")
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
@@ -24,11 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         complete()
     debug = os.environ.get("FGVCZOO_DEBUG") == "1"
     try:
-        if args and args[0] in TRAINING:
-            return _train(args, from_shell=argv is None)
-        from fgvczoo.cli.commands import run
-
-        return run(args)
+        with warnings.catch_warnings():
+            _show_warnings_on_one_line()
+            return _run(args, from_shell=argv is None)
     except KeyboardInterrupt:
         print("fgvczoo: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -41,6 +40,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, status = explain_error(error)
         print(f"fgvczoo: {message}", file=sys.stderr)
         return status
+
+
+def _run(args: list[str], from_shell: bool) -> int:
+    if args and args[0] in TRAINING:
+        return _train(args, from_shell)
+    from fgvczoo.cli.commands import run
+
+    return run(args)
+
+
+def _show_warnings_on_one_line() -> None:
+    """Those of ours; until `warnings.catch_warnings` ends."""
+    show = warnings.showwarning
+
+    def one_line(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, FgvczooWarning):
+            print(f"fgvczoo: {printable(str(message))}", file=sys.stderr)
+        else:
+            show(message, category, *rest, **more)
+
+    warnings.showwarning = one_line
 
 
 def _train(args: list[str], from_shell: bool) -> int:

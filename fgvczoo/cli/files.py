@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.pictures import prototype_pictures
 from fgvczoo.files import atomic_path
 from fgvczoo.preprocess import read_image
+from fgvczoo.progress import progress
 from fgvczoo.tasks.classification import Box, ClassificationModule, Prediction, crop
 from fgvczoo.zoo.build import data_from_provenance
 
@@ -80,7 +80,7 @@ def predict_files(
 
     results: list[Prediction] = []
     with ThreadPoolExecutor() as pool:
-        for batch in track(list(_batches(files)), description="predicting", transient=True):
+        for batch in progress(list(_batches(files)), "predicting"):
             images, names = [], []
             for path, image in zip(batch, pool.map(read, batch)):
                 if isinstance(image, FgvczooError):

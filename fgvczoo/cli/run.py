@@ -42,6 +42,10 @@ class RunFolder:
         return cls(Path("runs") / first.stem)
 
     @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
     def last(self) -> Path:
         """The checkpoint that a resumed run starts from."""
         return self.path / "checkpoints" / "last.ckpt"
@@ -57,10 +61,25 @@ class RunFolder:
 
     def check_free(self, *, resume: bool) -> None:
         """Raises `FgvczooError` where a fresh run would overwrite another."""
-        if not resume and ((self.path / "config.yaml").exists() or self.last.exists()):
-            raise FgvczooError(
-                f"{self.path} holds a run; resume it with --ckpt_path last, or give another name with --run NAME"
+        if resume or not (self._config.exists() or self.last.exists()):
+            return
+        if self.last.exists():
+            todo = "resume it with --ckpt_path last, or give another name with --run NAME"
+        else:
+            todo = (
+                "it has no checkpoint yet: delete the folder if it is not running, or give another name with --run NAME"
             )
+        raise FgvczooError(f"{self.path} holds a run; {todo}")
+
+    def discard(self) -> None:
+        """Removes what a run left that failed before its first checkpoint, so that its command can be repeated."""
+        if self.last.exists():
+            return
+        for file in (self._config, self.path / "metrics.csv"):
+            file.unlink(missing_ok=True)
+        for folder in (self.last.parent, self.path):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def prepare(self) -> None:
         """Makes the folder; keeps the metrics of an earlier part of the run as metrics.1.csv, metrics.2.csv, ..."""
@@ -75,7 +94,7 @@ class RunFolder:
     def write_config(self, text: str) -> None:
         """config.yaml: all that the run was started with. Raises `FgvczooError` when a resumed run is given another
         model, data or seed than it began with."""
-        file = self.path / "config.yaml"
+        file = self._config
         if file.exists():
             before, now = (_flat(yaml.safe_load(content)) for content in (file.read_text(encoding="utf-8"), text))
             for key in sorted(before.keys() | now.keys()):

@@ -189,7 +189,12 @@ class ZooCLI(LightningCLI):
             for key in ("config", "ckpt_path"):
                 config.pop(key, None)
             self.run.write_config(self._parser(self.subcommand).dump(config, skip_link_targets=True))
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
+        except BaseException:
+            if self.trainer.is_global_zero and self.resume is None:
+                self.run.discard()
+            raise
         if self.trainer.is_global_zero:
             self._save(model, datamodule)
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from fgvczoo.batch import RAGGED_KEYS, Batch
 from fgvczoo.data.samplers import EpochBatchSampler, ExactSampler
 from fgvczoo.data.transforms import Transform, crop_sample
-from fgvczoo.errors import FgvczooError, did_you_mean
+from fgvczoo.errors import FgvczooError, FgvczooWarning, did_you_mean
 from fgvczoo.preprocess import Preprocess, read_image
 
 # Rows that are cut from train are the same in every run, whatever its seed: results of several seeds are comparable.
@@ -441,7 +441,8 @@ class Loader:
         finally:
             if lost:
                 names = ", ".join(list(lost)[:5]) + (", ..." if len(lost) > 5 else "")
-                warnings.warn(f"{len(lost)} unreadable pictures were skipped: {names}", stacklevel=2)
+                what = "1 unreadable picture was" if len(lost) == 1 else f"{len(lost)} unreadable pictures were"
+                warnings.warn(f"{what} skipped: {names}", FgvczooWarning, stacklevel=2)
 
 
 def _collate(data: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:

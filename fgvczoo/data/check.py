@@ -13,6 +13,7 @@ from fgvczoo.data.base import FGVCDataModule, Reader
 from fgvczoo.data.cub import CUB
 from fgvczoo.data.folder import Folder
 from fgvczoo.errors import FgvczooError
+from fgvczoo.progress import progress as bar
 
 _SHOWN = 20  # problems of one kind, and classes, that are named
 _FEW = 5  # training images without which a class is worth a note
@@ -163,14 +164,11 @@ def _check_pictures(
 
     rows_of: filled with the rows of every content, by its hash.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     problems: list[str] = []
     beyond: list[str] = []
     grey = 0
     rows = range(len(reader))
-    for index in track(rows, "reading pictures", console=Console(stderr=True), disable=not progress, transient=True):
+    for index in bar(rows, "reading pictures", show=progress):
         try:
             image = reader.read(index)
             grey += bool((image == image[..., :1]).all())

@@ -29,7 +29,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from fgvczoo.data.base import FGVCDataModule, Reader, Rows, check_class_names, stratified
 from fgvczoo.data.columns import ANNOTATIONS, METADATA, Columns, one_line
 from fgvczoo.data.folder import plain_name
-from fgvczoo.errors import FgvczooError, did_you_mean
+from fgvczoo.errors import FgvczooError, FgvczooWarning, did_you_mean
 from fgvczoo.preprocess import image_size, read_mask
 
 # What data sets call their splits, the best name first.
@@ -455,6 +455,7 @@ class StreamRows(Rows):
             warnings.warn(
                 f"{self.reader.name}: the first {len(buffer)} rows hold {found} of {classes} classes: the stream seems "
                 "sorted by class; shuffle the data set itself, raise buffer_size, or leave out streaming",
+                FgvczooWarning,
                 stacklevel=2,
             )
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from rich.progress import track
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -25,6 +24,7 @@ from fgvczoo.metrics import (
     part_hits,
     perturb,
 )
+from fgvczoo.progress import progress
 from fgvczoo.tasks.prototypes import PrototypeClassifier
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _pieces(data: FGVCDataModule, split: str, limit: int | None) -> Iterator[dic
     if not len(rows):
         raise FgvczooError(f"{data.dataset_name}: the split {split!r} is empty")
     first_process = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-    for batch in track(loader, "evaluating", transient=True, disable=not first_process):
+    for batch in progress(loader, "evaluating", show=first_process):
         wanted = torch.isin(batch["index"], rows).nonzero()[:, 0]
         if not len(wanted):
             return  # the loader keeps the split's order: what follows is beyond the limit

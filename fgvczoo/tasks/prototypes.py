@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from fgvczoo.nn.prototypes import (
     gather_ranks,
     own_class,
 )
+from fgvczoo.progress import progress
 from fgvczoo.tasks.base import DataSource, Needs
 from fgvczoo.tasks.classification import ClassificationModule
 from fgvczoo.tasks.stages import Stage
@@ -241,7 +241,7 @@ class PrototypeClassifier(ClassificationModule):
     def _batches(self, data: DataSource, split: str, title: str) -> Iterable[Batch]:
         trainer = self._trainer
         silent = trainer is None or trainer.progress_bar_callback is None or not trainer.is_global_zero
-        return track(data.loader(split), title, transient=True, disable=silent)
+        return progress(data.loader(split), title, show=not silent)
 
     def say(self, line: str) -> None:
         """Prints a line, once over all processes."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fgvczoo.checkpoints import Checkpoint, read_checkpoint
-from fgvczoo.errors import FgvczooError
+from fgvczoo.errors import FgvczooError, FgvczooWarning
 from fgvczoo.tasks.base import StagedModule
 from fgvczoo.zoo.build import create
 from fgvczoo.zoo.papers import PAPERS
@@ -63,7 +63,7 @@ def from_official(paper: str, checkpoint: str | Path | Mapping[str, Tensor], **c
     """
     model, report = import_checkpoint(paper, checkpoint, **config)
     for note in report.notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, FgvczooWarning, stacklevel=2)
     return model
 
 
