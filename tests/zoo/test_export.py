@@ -27,6 +27,7 @@ if path.endswith(".onnx"):
     assert session.get_inputs()[0].shape[0] in ("batch", len(images))
     logits = session.run(["logits"], {"image": images})[0]
     metadata = session.get_modelmeta().custom_metadata_map["fgvczoo.json"]
+    assert "torch" not in sys.modules
 else:
     import torch
     files = {"fgvczoo.json": ""}
