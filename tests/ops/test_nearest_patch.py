@@ -206,13 +206,18 @@ def test_backward_is_deterministic(metric: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, with_gradients(patches, prototypes, metric)))
 
 
-@pytest.mark.parametrize("metric", ["l2", "dot"])
-def test_opcheck(metric: str) -> None:
+@pytest.mark.parametrize(
+    "metrics, ranks, activation", [("l2", 1, ""), ("dot", 1, ""), ("l2", 2, "log"), ("dot cosine", 1, "")]
+)
+@pytest.mark.parametrize("window", [(1, 1), (2, 1)])
+def test_opcheck(metrics: str, ranks: int, activation: str, window: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    rows, vectors = torch.randn(2, 6, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
-    torch.library.opcheck(torch.ops.fgvczoo.nearest_patch.default, (rows, vectors, metric))
-    index = torch.randint(0, 6, (2, 4))
-    arguments = (torch.randn(2, 4), rows.detach(), vectors.detach(), index, metric)
+    patches, prototypes = torch.randn(2, 3, 3, 2, requires_grad=True), torch.randn(4, 3, *window, requires_grad=True)
+    arguments = (patches, prototypes, metrics, ranks, activation, None)
+    torch.library.opcheck(torch.ops.fgvczoo.nearest_patch.default, arguments)
+    tensors = [t.detach() for t in (patches, prototypes, *torch.ops.fgvczoo.nearest_patch.default(*arguments))]
+    grads = [torch.randn(t.shape) for t in (tensors[2], tensors[4])]
+    arguments = (*grads, *tensors[:4], metrics, activation, None)
     torch.library.opcheck(torch.ops.fgvczoo.nearest_patch_backward.default, arguments)
 
 
@@ -279,10 +284,10 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("metric", ["l2", "dot"])
 def test_memory_does_not_grow_with_the_map(metric: str) -> None:
-    rows, vectors = torch.rand(40, 196, 16), torch.rand(1000, 16)
+    patches, prototypes = torch.rand(40, 16, 14, 14), torch.rand(1000, 16, 1, 1)
     with Largest() as largest:
-        value, index = cpu.forward(rows, vectors, metric)
-        cpu.backward(torch.ones_like(value), rows, vectors, index, metric)
+        value, index, activated = cpu.forward(patches, prototypes, [metric], 1, "")
+        cpu.backward(torch.ones_like(value), activated, patches, prototypes, value, index, [metric], "")
     assert largest.numel <= cpu.tile() < 40 * 1000 * 196 // 10
 
 
