@@ -52,7 +52,8 @@ def nearest_patch(
             0. A window counts as one vector. "dot": the largest dot product. Two of them, as ("dot", "cosine"), share
             one pass: the results are (2, B, P).
         k: the k best patches instead, best first: the results have one more dimension at the end, (B, P, k).
-        activation: of an "l2" distance d, as a third result: "log", ln((d + 1) / (d + 1e-4)), or "exp", e^-d.
+        activation: a similarity made of the squared distance d of "l2", as a third result: "log", which is
+            ln((d + 1) / (d + 1e-4)), or "exp", e^-sqrt(d).
 
     Returns:
         value: float32, or float64 if an input is float64.
@@ -72,7 +73,7 @@ def nearest_patch(
             the map, more patches asked for than there are.
 
     Source: ProtoPNet (arXiv 1806.10574), section 2.1: the distance and its minimum; Deformable ProtoPNet and
-    ST-ProtoPNet (arXiv 2301.04011): cosine and projection; ProtoTree (arXiv 2012.02046): e^-d.
+    ST-ProtoPNet (arXiv 2301.04011): cosine and projection; ProtoTree (arXiv 2012.02046): e^-sqrt(d).
     """
     metrics = [metric] if isinstance(metric, str) else list(metric)
     prototypes = _checked("nearest_patch", patches, prototypes, metrics)

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fgvczoo.ops.nearest_patch.reference import EPS, EPSILON, FEWEST, activate, not_finite, rows_and_vectors
+from fgvczoo.ops.nearest_patch.reference import (
+    EPS,
+    EPSILON,
+    FEWEST,
+    ROOT_EPSILON,
+    activate,
+    not_finite,
+    rows_and_vectors,
+)
 
 # Entries of a tile per thread: 1 MiB of float32, half of a common second-level cache (2**15 costs half as much again).
 TILE = 2**18
@@ -118,7 +126,8 @@ def backward(
 def slope(distance: Tensor, activation: str) -> Tensor:
     """The derivative of `activate`."""
     if activation == "exp":
-        return -torch.exp(-distance)
+        root = torch.sqrt(distance + ROOT_EPSILON)
+        return torch.exp(-root) / (-2 * root)
     return (EPSILON - 1) / ((distance + 1) * (distance + EPSILON))
 
 

@@ -15,8 +15,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-SMALLEST = tl.constexpr(1e-24)  # the square of `EPS`: norms are at least 1e-12
-EPSILON = tl.constexpr(1e-4)  # ProtoPNet's, as in `reference.py`
+from fgvczoo.ops.nearest_patch import reference
+
+SMALLEST = tl.constexpr(reference.EPS**2)
+EPSILON = tl.constexpr(reference.EPSILON)
+ROOT_EPSILON = tl.constexpr(reference.ROOT_EPSILON)
 # Squared distances below this share of the prototype's squared norm are computed again, from the difference. Above it
 # the expanded square has lost five bits at most.
 CLOSE = tl.constexpr(1 / 32)
@@ -212,7 +215,7 @@ def _distance(p, x, row, count_packed, cell, SHAPE: tl.constexpr, SPLIT: tl.cons
 @triton.jit
 def _activate(distance, ACTIVATION: tl.constexpr):
     if ACTIVATION == "exp":
-        return tl.exp(-distance)
+        return tl.exp(-tl.sqrt(distance + ROOT_EPSILON))
     # log((d + 1) / (d + e)) as log1p(s), s = (1 - e) / (d + e): the quotient would round large distances to one value.
     small = (1 - EPSILON) / (distance + EPSILON)
     more = 1 + small
@@ -334,7 +337,8 @@ def forward(
 def _slope(distance, ACTIVATION: tl.constexpr):
     """The derivative of `_activate`."""
     if ACTIVATION == "exp":
-        return -tl.exp(-distance)
+        root = tl.sqrt(distance + ROOT_EPSILON)
+        return tl.exp(-root) / (-2 * root)
     return (EPSILON - 1) / ((distance + 1) * (distance + EPSILON))
 
 

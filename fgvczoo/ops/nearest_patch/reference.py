@@ -12,8 +12,11 @@ from torch.nn import functional as F
 # The smallest norm that a vector is divided by: zero vectors stay zero (the default of F.normalize).
 EPS = 1e-12
 
-# Bounds the log activation at a distance of 0, where it is ln(1 / EPSILON) = 9.21.
+# Bounds the log activation at a distance of 0, where it is ln(1 / EPSILON) = 9.21 (ProtoPNet).
 EPSILON = 1e-4
+
+# Keeps the root's slope finite at a distance of 0 (ProtoTree).
+ROOT_EPSILON = 1e-14
 
 # Products with fewer vectors run other code (seen up to 11), which sums some rows in another order: equal patches would
 # no longer tie.
@@ -44,10 +47,10 @@ def nearest(patches: Tensor, prototypes: Tensor, metric: str, ranks: int = 1) ->
 def activate(distance: Tensor, activation: str) -> Tensor:
     """Squared distances >= 0 -> similarities of the same shape, which fall with the distance.
 
-    log: ln((d + 1) / (d + EPSILON)), in (0, 9.21] (ProtoPNet). exp: e^-d (ProtoTree).
+    log: ln((d + 1) / (d + EPSILON)), in (0, 9.21] (ProtoPNet). exp: e^-sqrt(d), in (0, 1) (ProtoTree).
     """
     if activation == "exp":
-        return torch.exp(-distance)
+        return torch.exp(-torch.sqrt(distance + ROOT_EPSILON))
     # The same number as the quotient's logarithm, which would round large distances to equal similarities.
     return torch.log1p((1 - EPSILON) / (distance + EPSILON))
 
