@@ -124,6 +124,12 @@ def _prototype_norm(norm, row, count_packed, keep, SHAPE: tl.constexpr):
 
 
 @triton.jit
+def _any(true):
+    # By way of a matrix: Triton 3.6 fails to compile the reduction of a vector of winners for sm_100.
+    return tl.max(tl.max(true.to(tl.int32)[None, :], 1), 0) > 0
+
+
+@triton.jit
 def _inverse(square):
     """One over the norm."""
     return tl.rsqrt(tl.maximum(square, SMALLEST))
@@ -232,11 +238,11 @@ def _write(
     p2 = _prototype_norm(p[2], row, count_packed, row >= 0, SHAPE)
     cells = tl.arange(0, triton.next_power_of_2(SHAPE[0]))
     x2 = tl.load(x[2] + cells, mask=cells < SHAPE[0], other=0.0)
-    broken = (p2 != p2) | (tl.max((x2 != x2).to(tl.int32), 0) > 0)
+    broken = (p2 != p2) | _any(x2 != x2)
     if METRIC == "l2":
         result = tl.maximum(p2 - 2 * score, 0.0)
         close = result < CLOSE * p2
-        if tl.max(close.to(tl.int32), 0) > 0:
+        if _any(close):
             result = tl.where(close, _distance(p, x, row, count_packed, _cell(n, SHAPE), SHAPE, SPLIT), result)
     elif METRIC == "cosine":
         result = score * _inverse(p2)

@@ -16,9 +16,6 @@ from torch import Tensor
 
 from fgvczoo.ops.nearest_patch import kernels, layout
 
-# Bytes of shared memory that the tiles below may take: sm_80, sm_90 and sm_100 have them, sm_86, sm_89 and sm_120 not.
-AMPLE = 160 * 1024
-
 OPTIONS = {"enable_fp_fusion": True}  # Triton 3.10 turns it off unless asked
 
 
@@ -137,25 +134,23 @@ def multiplied(patches: Tensor, prototypes: Tensor, half: torch.dtype | None) ->
 
 
 def choose(dtype: torch.dtype, split: bool, patches: Tensor, prototypes: Tensor) -> Tile:
-    """The tile for these operands: of those that do not spill registers, what lets two programs share a multiprocessor
-    (docs/ops.md)."""
+    """The tile for these operands: no registers spill, and two programs or more fit a multiprocessor."""
     depth = triton.next_power_of_2(max(16, patches.shape[1]))
-    few = len(patches) * len(prototypes) < FEW
     if dtype == torch.float32:
         return Tile(64, 64, 16, 4, 3)
     if split:
-        return Tile(64, 64, depth, 4, 2) if depth <= 128 else Tile(128, 64, 32, 8, 3)
+        held = depth <= 128 and operands_in_shared_memory(patches.device)
+        return Tile(64, 64, depth, 4, 2) if held else Tile(64, 64, 32, 4, 3)
     if depth <= 128:
-        return Tile(64 if few else 128, 64, depth, 4, 3)
-    return Tile(64, 64, 256, 4, 2) if depth == 256 else Tile(128, 64, 64, 8, 4)
+        return Tile(64 if len(patches) * len(prototypes) < FEW else 128, 64, depth, 4, 3)
+    return Tile(64, 64, 256, 4, 2) if depth == 256 else Tile(128, 64, 64, 8, 3)
 
 
 @functools.cache
-def ample(device: torch.device) -> bool:
-    """Whether a program may take as much shared memory as the large tiles need."""
-    if device.type != "cuda":
-        return True
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= AMPLE
+def operands_in_shared_memory(device: torch.device) -> bool:
+    """Whether matrix units read their operands from shared memory (Hopper, data centre Blackwell), not from registers,
+    which four half-precision tiles of 64 x 128 would fill."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def pack(
