@@ -240,6 +240,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=1, help="times over all rows")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of the authors' formulation")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--checks", action="store_true", help="cuda: checks, nothing timed")
     parser.add_argument("--quick", action="store_true", help="cuda: checks, one size, a sweep of tiles")
     parser.add_argument("--sanitize", action="store_true", help="cuda: one small launch of every kernel, nothing timed")
     parser.add_argument("--limit", type=float, default=360, help="cuda: seconds after which no more is timed")

@@ -639,6 +639,8 @@ def main(options: Namespace) -> int:
     deadline = began + options.limit
     if options.sanitize:
         return sanitize()
+    if options.checks:
+        return int(not all(check["passed"] for check in run_checks()))
     results: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,

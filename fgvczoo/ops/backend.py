@@ -57,7 +57,6 @@ def is_fused(device: torch.device) -> bool:
     return device.type == "cpu" or (device.type != "meta" and _has_kernels(device, must=_chosen == "triton"))
 
 
-@torch.compiler.assume_constant_result  # for the compiler: nothing to trace
 def _has_kernels(device: torch.device, must: bool) -> bool:
     reason = _missing(device)
     if reason and must:
@@ -65,6 +64,10 @@ def _has_kernels(device: torch.device, must: bool) -> bool:
     if reason:
         _warn(f"fgvczoo.ops: {reason}; plain torch runs instead, with more time and memory")
     return not reason
+
+
+# Nothing to trace: what torch.compiler.assume_constant_result does, which would import the compiler for it (a second).
+_has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

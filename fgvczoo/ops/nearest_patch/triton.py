@@ -54,7 +54,7 @@ def forward(
     if value.numel() == 0:
         return value, index, activated
     dtype, split = multiplied(patches, prototypes, half)
-    tile = choose(dtype, split, patches, prototypes)
+    tile = choose(dtype, split, patches, prototypes, ranks)
     blocks = triton.cdiv(len(prototypes), tile.prototypes)
     with torch.cuda.device_of(patches):  # type: ignore[no-untyped-call]
         x, p, shape = pack(patches, prototypes, dtype, split, blocks * tile.prototypes, tile.channels)
@@ -111,7 +111,8 @@ def backward(
         kernels.patch_gradient[(images * blocks * steps,)](
             x.high, p.high, weight, patch_share, by_cell, order, patch_gradient, *patch_gradient.flatten(2).stride(),
             pairs, count, count, channels, blocks,
-            SHAPE=shape, BLOCK_N=CELLS, BLOCK_E=PAIRS, BLOCK_D=depth, COUNT=1024, **OPTIONS,
+            SHAPE=shape, BLOCK_N=CELLS, BLOCK_E=PAIRS, BLOCK_D=depth, COUNT=1024,
+            maxnreg=160, **OPTIONS,  # told nothing, the assembler takes 128 and spills
         )  # fmt: skip
     return patch_gradient, prototype_gradient
 
@@ -133,17 +134,22 @@ def multiplied(patches: Tensor, prototypes: Tensor, half: torch.dtype | None) ->
     return (torch.float32 if precision == "highest" else torch.bfloat16), precision == "high"
 
 
-def choose(dtype: torch.dtype, split: bool, patches: Tensor, prototypes: Tensor) -> Tile:
-    """The tile for these operands: no registers spill, and two programs or more fit a multiprocessor."""
+def choose(dtype: torch.dtype, split: bool, patches: Tensor, prototypes: Tensor, ranks: int) -> Tile:
+    """The tile for these operands: of those that spill no registers, one of which two fit a multiprocessor.
+
+    Prototypes that fit a tile stay there (its channels are all of theirs), others come in pieces.
+    """
     depth = triton.next_power_of_2(max(16, patches.shape[1]))
+    whole = prototypes.shape[2] * prototypes.shape[3] == 1
     if dtype == torch.float32:
         return Tile(64, 64, 16, 4, 3)
     if split:
-        held = depth <= 128 and operands_in_shared_memory(patches.device)
-        return Tile(64, 64, depth, 4, 2) if held else Tile(64, 64, 32, 4, 3)
-    if depth <= 128:
-        return Tile(64 if len(patches) * len(prototypes) < FEW else 128, 64, depth, 4, 3)
-    return Tile(64, 64, 256, 4, 2) if depth == 256 else Tile(128, 64, 64, 8, 3)
+        whole = whole and depth <= 128 and operands_in_shared_memory(patches.device)
+        return Tile(64, 64, depth, 4, 2) if whole else Tile(64, 64, min(32, depth), 4, 3)
+    if whole and depth <= 128:
+        few = ranks > 1 or len(patches) * len(prototypes) < FEW
+        return Tile(64 if few else 128, 64, depth, 4, 3)
+    return Tile(64, 64, 256, 4, 2) if whole and depth == 256 else Tile(128, 64, min(64, depth), 8, 3)
 
 
 @functools.cache
