@@ -474,6 +474,7 @@ SIZES = [
     Size("prototree", 64, 511, 256, 7),
 ]
 BOLD = SIZES[0]
+FUSED = ("fused bf16", "fused high", "fused highest")
 COMPILED = (BOLD, SIZES[1], SIZES[4])
 MODES = {"forward": False, "forward+backward": True}
 
@@ -532,13 +533,13 @@ HEAD = [
 
 def shares(rows: list[dict[str, Any]], found: dict[str, float]) -> list[str]:
     """What part of the measured ceiling of its arithmetic each fused forward reaches; 3 products for "high"."""
-    lines = ["", "| size | forward: bf16 | high (three bf16 products) | highest |", "| --- | --- | --- | --- |"]
+    lines = ["| size | forward: bf16 | high (three bf16 products) | highest |", "| --- | --- | --- | --- |"]
     for row in rows:
         size, cells = Size(**row["size"]), []
         work = 2 * size.B * size.P * size.D * size.side**2
         for name, ceiling, products in (("bf16", "bf16", 1), ("high", "bf16", 3), ("highest", "ieee", 1)):
             gpu = row["ways"].get(f"fused {name}", {}).get("forward", {}).get("gpu")
-            cells.append(f"{100 * products * work / gpu / found[ceiling]:.0f} %" if gpu else "")
+            cells.append(f"{100 * products * work / gpu / found[ceiling]:.0f} %" if gpu and found else "")
         lines.append(f"| {label(size)} | {' | '.join(cells)} |")
     return lines
 
@@ -635,12 +636,12 @@ def sanitize() -> int:
 
 
 def main(options: Namespace) -> int:
-    began = time.monotonic()
-    deadline = began + options.limit
     if options.sanitize:
         return sanitize()
     if options.checks:
         return int(not all(check["passed"] for check in run_checks()))
+    began = time.monotonic()
+    deadline = began + options.limit
     results: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -650,41 +651,44 @@ def main(options: Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     name = "ops_cuda_quick" if options.quick else "ops_cuda"
 
-    def write() -> None:
+    def part(title: str, call: Callable[[], Any]) -> None:
+        """One part of the results, written at once; what fails is noted and the rest goes on."""
+        try:
+            results[title] = call()
+        except Exception as error:
+            results[title] = []
+            results.setdefault("failed", {})[title] = f"{type(error).__name__}: {error}"[:500]
+            print(f"FAIL {title}: {traceback.format_exc()}", flush=True)
+        results["seconds"] = time.monotonic() - began
         (options.out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+        print(f"{title}: done after {results['seconds']:.0f} s", flush=True)
 
     print(f"{results['device']}, torch {results['torch']}, triton {results['triton']}", flush=True)
-    results["checks"] = run_checks()
-    print(f"checks: {time.monotonic() - began:.0f} s", flush=True)
-    write()
-    results["ceilings"] = ceilings()
-    print({key: f"{value / 1e12:.2f} T/s" for key, value in results["ceilings"].items()}, flush=True)
-    results["kernels"] = {}
-    for way in ("fused bf16", "fused high", "fused highest"):
-        results["kernels"][way] = kernels_of(ways(BOLD)[way], BOLD)
-        print(way, {key: f"{1e6 * value:.1f} us" for key, value in results["kernels"][way].items()}, flush=True)
-    write()
-    results["rows"] = time_all([BOLD] if options.quick else SIZES, options.quick, deadline)
-    write()
+    part("checks", run_checks)
+    part("ceilings", ceilings)
+    part("kernels", lambda: {way: kernels_of(ways(BOLD)[way], BOLD) for way in FUSED})
+    part("rows", lambda: time_all([BOLD] if options.quick else SIZES, options.quick, deadline))
     if options.quick:
-        results["sweep"] = sweep(deadline)
-    results["seconds"] = time.monotonic() - began
-    write()
-    head = f"{results['device']}; torch {results['torch']}, Triton {results['triton']}; B x P x D, map."
-    limits = ", ".join(f"{key} {value / 1e12:.2f} T/s" for key, value in results["ceilings"].items())
-    text = [
-        "# `nearest_patch`, cuda",
-        "",
-        head,
-        "",
-        f"Measured ceilings: {limits}.",
-        "",
-        *HEAD,
-        *table(results["rows"]),
-    ]
-    text += shares(results["rows"], results["ceilings"])
-    (options.out / f"{name}.md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
-    failed = [check["check"] for check in results["checks"] if not check["passed"]]
-    print(f"{len(results['checks'])} checks, failed: {failed or 'none'}; {results['seconds']:.0f} s")
+        part("sweep", lambda: sweep(deadline))
+    text = report(results)
+    (options.out / f"{name}.md").write_text(text)
+    print(text)
+    failed = [check["check"] for check in results["checks"] if not check["passed"]] + list(results.get("failed", {}))
+    print(f"{len(results['checks'])} checks; failed: {', '.join(failed) or 'none'}; {results['seconds']:.0f} s")
     return 1 if failed else 0
+
+
+def report(results: dict[str, Any]) -> str:
+    """All results but the sweep, as Markdown."""
+    lines = ["# `nearest_patch`, cuda", ""]
+    lines += [f"{results['device']}; torch {results['torch']}, Triton {results['triton']}; B x P x D, map.", ""]
+    limits = [f"{key} {value / 1e12:.2f}" for key, value in dict(results["ceilings"]).items()]
+    lines += [f"Measured ceilings, in 10^12 bytes or operations a second: {', '.join(limits)}.", ""]
+    lines += [*HEAD, *table(results["rows"]), "", *shares(results["rows"], dict(results["ceilings"])), ""]
+    for way, kernels in dict(results["kernels"]).items():
+        parts = sorted(kernels.items(), key=lambda item: -item[1])
+        lines += [
+            f"Kernels of {way}, forward and backward, in us: {', '.join(f'{k} {1e6 * t:.1f}' for k, t in parts)}.",
+            "",
+        ]
+    return "\n".join(lines)
