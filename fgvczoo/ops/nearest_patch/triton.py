@@ -26,6 +26,10 @@ FEW = 2 * 132 * 128
 IMAGES, CELLS, PAIRS = 32, 16, 32
 
 
+# Registers of a thread, at most. Told nothing, the assembler aims at one program more and sometimes spills for it.
+MANY = 224
+
+
 class Operand(NamedTuple):
     """Rows of numbers, as `kernels.py` says."""
 
@@ -35,15 +39,15 @@ class Operand(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Prototypes, patches and channels of a product; warps and load stages of the program that makes it; the registers
-    that a thread is held to, where the compiler would take so many that only one program fits a multiprocessor."""
+    """Prototypes, patches and channels of a product; warps and load stages of the program that makes it; the most
+    registers of a thread."""
 
     prototypes: int
     patches: int
     channels: int
     warps: int
     stages: int
-    registers: int | None = None
+    registers: int | None = MANY
 
 
 def forward(
@@ -112,7 +116,7 @@ def backward(
             x.high, p.high, weight, patch_share, by_cell, order, patch_gradient, *patch_gradient.flatten(2).stride(),
             pairs, count, count, channels, blocks,
             SHAPE=shape, BLOCK_N=CELLS, BLOCK_E=PAIRS, BLOCK_D=depth, COUNT=1024,
-            maxnreg=160, **OPTIONS,  # told nothing, the assembler takes 128 and spills
+            maxnreg=MANY, **OPTIONS,
         )  # fmt: skip
     return patch_gradient, prototype_gradient
 
@@ -142,14 +146,14 @@ def choose(dtype: torch.dtype, split: bool, patches: Tensor, prototypes: Tensor,
     depth = triton.next_power_of_2(max(16, patches.shape[1]))
     whole = prototypes.shape[2] * prototypes.shape[3] == 1
     if dtype == torch.float32:
-        return Tile(64, 64, 16, 4, 3)
+        return Tile(64, 64, 16, 4, 3, MANY if ranks == 1 else 255)
     if split:
         whole = whole and depth <= 128 and operands_in_shared_memory(patches.device)
         return Tile(64, 64, depth, 4, 2) if whole else Tile(64, 64, min(32, depth), 4, 3)
     if whole and depth <= 128:
         few = ranks > 1 or len(patches) * len(prototypes) < FEW
         return Tile(64 if few else 128, 64, depth, 4, 3)
-    return Tile(64, 64, 256, 4, 2) if whole and depth == 256 else Tile(128, 64, min(64, depth), 8, 3)
+    return Tile(64, 64, 256, 4, 2) if whole and depth == 256 else Tile(128, 64, min(64, depth), 8, 3, None)
 
 
 @functools.cache
