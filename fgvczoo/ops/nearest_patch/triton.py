@@ -18,13 +18,11 @@ from fgvczoo.ops.nearest_patch import kernels, layout
 
 OPTIONS = {"enable_fp_fusion": True}  # Triton 3.10 turns it off unless asked
 
-
 # Fewer pairs than these leave multiprocessors idle unless tiles are small: two tiles of 128 prototypes for each of 132.
 FEW = 2 * 132 * 128
 
 # What a backward program takes at once: images of a prototype; cells of an image, and pairs that won there.
 IMAGES, CELLS, PAIRS = 32, 16, 32
-
 
 # Registers of a thread, at most. Told nothing, the assembler aims at one program more and sometimes spills for it.
 MANY = 224
@@ -146,7 +144,7 @@ def choose(dtype: torch.dtype, split: bool, patches: Tensor, prototypes: Tensor,
     depth = triton.next_power_of_2(max(16, patches.shape[1]))
     whole = prototypes.shape[2] * prototypes.shape[3] == 1
     if dtype == torch.float32:
-        return Tile(64, 64, 16, 4, 3, MANY if ranks == 1 else 255)
+        return Tile(64, 64, 16, 4, 3) if ranks == 1 else Tile(32, 64, 16, 4, 3, 255)
     if split:
         whole = whole and depth <= 128 and operands_in_shared_memory(patches.device)
         return Tile(64, 64, depth, 4, 2) if whole else Tile(64, 64, min(32, depth), 4, 3)
