@@ -1,4 +1,5 @@
-"""Times the fused ops against other ways to the same numbers: `python benchmarks/ops.py [--repeat 3] [--compile]`.
+"""Times the fused ops against other ways to the same numbers: `python benchmarks/ops.py [--repeat 3] [--compile]`; on a
+GPU, by other means: `--device cuda`, see `ops_cuda.py`.
 
 Sizes are those of the papers. Every row runs in a fresh process: one warm-up, 7 timed runs; loss = sum of the result,
 gradients of features and prototypes; inputs uniform in [0, 1) from a seed. Peak memory is the growth of the resident
@@ -63,7 +64,24 @@ def protopnet_matmul(features: Tensor, prototypes: Tensor) -> Tensor:
 
 
 def protopnet_fused(features: Tensor, prototypes: Tensor) -> Tensor:
-    return log_similarity(nearest_patch(features, prototypes, "l2")[0])
+    return nearest_patch(features, prototypes, "l2", activation="log")[2]
+
+
+def prototree_authors(features: Tensor, prototypes: Tensor) -> Tensor:
+    square = F.conv2d(features**2, torch.ones_like(prototypes))
+    norm = (prototypes**2).sum((1, 2, 3)).view(-1, 1, 1)
+    distance = torch.sqrt(torch.abs(square + norm - 2 * F.conv2d(features, prototypes)) + 1e-14)
+    return torch.exp(pool(-distance))
+
+
+def prototree_matmul(features: Tensor, prototypes: Tensor) -> Tensor:
+    half = products(features, prototypes) - features.flatten(2).square().sum(1, keepdim=True) / 2
+    distance = (prototypes.flatten(1).square().sum(1) - 2 * half.amax(2)).clamp_min(0)
+    return torch.exp(-torch.sqrt(distance + 1e-14))
+
+
+def prototree_fused(features: Tensor, prototypes: Tensor) -> Tensor:
+    return nearest_patch(features, prototypes, "l2", activation="exp")[2]
 
 
 def full_authors(features: Tensor, prototypes: Tensor) -> Tensor:
@@ -91,11 +109,12 @@ def cropped_matmul(features: Tensor, prototypes: Tensor) -> Tensor:
 
 def cropped_fused(features: Tensor, prototypes: Tensor) -> Tensor:
     unit = F.normalize(prototypes.flatten(1), dim=1)
-    return torch.stack([nearest_patch(features, unit, metric)[0] for metric in ("dot", "cosine")])
+    return nearest_patch(features, unit, ("dot", "cosine"))[0]
 
 
 FORMULAS: dict[str, dict[str, Formula]] = {
     "protopnet": {"fused": protopnet_fused, "authors": protopnet_authors, "matmul": protopnet_matmul},
+    "prototree": {"fused": prototree_fused, "authors": prototree_authors, "matmul": prototree_matmul},
     "st-protopnet full": {"fused": full_fused, "authors": full_authors, "matmul": full_matmul},
     "st-protopnet cropped": {"fused": cropped_fused, "authors": cropped_authors, "matmul": cropped_matmul},
 }
@@ -126,7 +145,7 @@ SIZES = [
 
 
 class CPU:
-    """How time and memory are taken on this device; a GPU would be another class with the same three methods."""
+    """How time and memory are taken."""
 
     name = "cpu"
 
@@ -216,12 +235,20 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=[CPU.name], default=CPU.name)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=1, help="times over all rows")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of the authors' formulation")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--checks", action="store_true", help="cuda: checks, nothing timed")
+    parser.add_argument("--quick", action="store_true", help="cuda: checks, one size, a sweep of tiles")
+    parser.add_argument("--sanitize", action="store_true", help="cuda: one small launch of every kernel, nothing timed")
+    parser.add_argument("--limit", type=float, default=360, help="cuda: seconds after which no more is timed")
     options = parser.parse_args()
+    if options.device == "cuda":
+        import ops_cuda
+
+        return ops_cuda.main(options)
 
     variants = ["fused", "authors", *(["compiled"] if options.compile else []), "matmul", "product"]
     rows = [(size, variant, mode) for size in SIZES for variant in variants for mode in (False, True)]

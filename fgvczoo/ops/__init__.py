@@ -1,6 +1,6 @@
 """Fused operations. Each is a folder: `reference.py` is its definition, the other files compute the same faster."""
 
 from fgvczoo.ops.backend import BACKENDS, use_backend
-from fgvczoo.ops.nearest_patch import METRICS, nearest_patch, similarity_map
+from fgvczoo.ops.nearest_patch import ACTIVATIONS, METRICS, activate, nearest_patch, similarity_map
 
-__all__ = ["BACKENDS", "METRICS", "nearest_patch", "similarity_map", "use_backend"]
+__all__ = ["ACTIVATIONS", "BACKENDS", "METRICS", "activate", "nearest_patch", "similarity_map", "use_backend"]

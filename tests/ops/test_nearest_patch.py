@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgvczoo.errors import FgvczooError
-from fgvczoo.ops import METRICS, nearest_patch, similarity_map, use_backend
+from fgvczoo.ops import ACTIVATIONS, METRICS, nearest_patch, similarity_map, use_backend
 from fgvczoo.ops.backend import is_fused
 from fgvczoo.ops.nearest_patch import cpu
 
@@ -50,6 +50,7 @@ def both(patches: Tensor, prototypes: Tensor, metric: str, tile: int) -> tuple[l
     """Value, index, gradients: fused with this tile size, and by the reference."""
     with pytest.MonkeyPatch.context() as patch, use_backend("cpu"):
         patch.setattr(cpu, "TILE", tile)
+        patch.setattr(cpu, "ROWS", min(tile, cpu.ROWS))
         fused = with_gradients(patches, prototypes, metric)
     with use_backend("reference"):
         return fused, with_gradients(patches, prototypes, metric)
@@ -81,6 +82,15 @@ def test_cpu_equals_reference_rounded(metric: str, problem: tuple[Tensor, Tensor
         torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(problem=problems(whole=True))
+def test_cpu_without_onednn(problem: tuple[Tensor, Tensor, int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "convolutions_are_fast", lambda: False)
+        fused, truth = both(*problem[:2], "l2", problem[2])
+    assert all(map(torch.equal, fused, truth))
+
+
 def by_convolution(patches: Tensor, prototypes: Tensor, metric: str) -> Tensor:
     """The maps by convolutions: a second way to the same numbers, ProtoPNet's own."""
     filters = prototypes if prototypes.ndim == 4 else prototypes[:, :, None, None]
@@ -105,6 +115,68 @@ def test_definition(metric: str, window: tuple[int, ...], backend: str) -> None:
     torch.testing.assert_close(value, best.values)
     assert torch.equal(index, best.indices)
     torch.testing.assert_close(similarity_map(patches, prototypes, metric), maps)
+
+
+@metrics
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("window", [(), (2, 3)])
+def test_the_k_best(metric: str, backend: str, window: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    patches, prototypes = torch.randn(3, 11, 5, 6).double(), torch.randn(13, 11, *window).double()
+    maps = similarity_map(patches, prototypes, metric).flatten(2)
+    order = maps.sort(dim=2, descending=metric != "l2", stable=True)
+    with use_backend(backend):
+        value, index = nearest_patch(patches, prototypes, metric, k=4)
+        one, place = nearest_patch(patches, prototypes, metric, k=1)
+        every, _ = nearest_patch(patches, prototypes, metric, k=maps.shape[2])
+        ties = nearest_patch(torch.ones(2, 4, 3, 5), torch.ones(7, 4), metric, k=3)[1]
+    torch.testing.assert_close(value, order.values[..., :4])
+    assert torch.equal(index, order.indices[..., :4])
+    assert one.shape == (3, 13, 1) and torch.equal(place, index[..., :1])
+    torch.testing.assert_close(every, order.values)
+    assert torch.equal(ties, torch.arange(3).expand_as(ties))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("pair", [("dot", "cosine"), ("cosine", "l2"), ("l2", "dot"), ("dot", "dot")])
+@pytest.mark.parametrize("k", [None, 2])
+def test_two_metrics_in_one_pass(pair: tuple[str, str], k: int | None, backend: str) -> None:
+    torch.manual_seed(0)
+    patches, prototypes = (torch.randn(shape).double().requires_grad_() for shape in ((3, 11, 5, 6), (13, 11)))
+    with use_backend(backend):
+        together = nearest_patch(patches, prototypes, pair, k=k)
+        alone = [nearest_patch(patches, prototypes, metric, k=k) for metric in pair]
+    weights = torch.rand(together[0].shape).double()
+    for number in range(2):
+        torch.testing.assert_close(together[0][number], alone[number][0])
+        assert torch.equal(together[1][number], alone[number][1])
+    found = torch.autograd.grad((together[0] * weights).sum(), (patches, prototypes))
+    expected = torch.autograd.grad(sum((a[0] * w).sum() for a, w in zip(alone, weights)), (patches, prototypes))
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("k", [None, 2])
+def test_activation(activation: str, k: int | None, backend: str) -> None:
+    torch.manual_seed(0)
+    patches, prototypes = (torch.rand(shape).double().requires_grad_() for shape in ((3, 11, 5, 6), (13, 11)))
+    formula = {"log": lambda d: torch.log((d + 1) / (d + 1e-4)), "exp": lambda d: torch.exp(-torch.sqrt(d + 1e-14))}
+    with use_backend(backend):
+        value, index, activated = nearest_patch(patches, prototypes, activation=activation, k=k)
+        plain, places = nearest_patch(patches, prototypes, k=k)
+    assert torch.equal(value, plain) and torch.equal(index, places)
+    torch.testing.assert_close(activated, formula[activation](plain))
+    weights = torch.rand(value.shape).double()
+    for ours, theirs in (
+        ((activated,), formula[activation](plain)),
+        ((value, activated), plain + formula[activation](plain)),
+    ):
+        found = torch.autograd.grad([(part * weights).sum() for part in ours], (patches, prototypes), retain_graph=True)
+        expected = torch.autograd.grad((theirs * weights).sum(), (patches, prototypes), retain_graph=True)
+        for mine, truth in zip(found, expected):
+            torch.testing.assert_close(mine, truth)
 
 
 def test_distance_equals_cdist() -> None:
@@ -206,13 +278,18 @@ def test_backward_is_deterministic(metric: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, with_gradients(patches, prototypes, metric)))
 
 
-@pytest.mark.parametrize("metric", ["l2", "dot"])
-def test_opcheck(metric: str) -> None:
+@pytest.mark.parametrize(
+    "metrics, ranks, activation", [("l2", 1, ""), ("dot", 1, ""), ("l2", 2, "log"), ("dot cosine", 1, "")]
+)
+@pytest.mark.parametrize("window", [(1, 1), (2, 1)])
+def test_opcheck(metrics: str, ranks: int, activation: str, window: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    rows, vectors = torch.randn(2, 6, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
-    torch.library.opcheck(torch.ops.fgvczoo.nearest_patch.default, (rows, vectors, metric))
-    index = torch.randint(0, 6, (2, 4))
-    arguments = (torch.randn(2, 4), rows.detach(), vectors.detach(), index, metric)
+    patches, prototypes = torch.randn(2, 3, 3, 2, requires_grad=True), torch.randn(4, 3, *window, requires_grad=True)
+    arguments = (patches, prototypes, metrics, ranks, activation, None)
+    torch.library.opcheck(torch.ops.fgvczoo.nearest_patch.default, arguments)
+    tensors = [t.detach() for t in (patches, prototypes, *torch.ops.fgvczoo.nearest_patch.default(*arguments))]
+    grads = [torch.randn(t.shape) for t in (tensors[2], tensors[4])]
+    arguments = (*grads, *tensors[:4], metrics, activation, None)
     torch.library.opcheck(torch.ops.fgvczoo.nearest_patch_backward.default, arguments)
 
 
@@ -279,10 +356,10 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("metric", ["l2", "dot"])
 def test_memory_does_not_grow_with_the_map(metric: str) -> None:
-    rows, vectors = torch.rand(40, 196, 16), torch.rand(1000, 16)
+    patches, prototypes = torch.rand(40, 16, 14, 14), torch.rand(1000, 16, 1, 1)
     with Largest() as largest:
-        value, index = cpu.forward(rows, vectors, metric)
-        cpu.backward(torch.ones_like(value), rows, vectors, index, metric)
+        value, index, activated = cpu.forward(patches, prototypes, [metric], 1, "")
+        cpu.backward(torch.ones_like(value), activated, patches, prototypes, value, index, [metric], "")
     assert largest.numel <= cpu.tile() < 40 * 1000 * 196 // 10
 
 
@@ -310,6 +387,24 @@ def test_mistakes_are_named(patches: tuple[int, ...], prototypes: tuple[int, ...
             function(torch.rand(patches), torch.rand(prototypes), metric)
         message = str(error.value)
         assert words in message and str(patches) in message and str(prototypes) in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"k": 17}, "k=17; expected 1 to 16"),
+        ({"k": 0}, "k=0"),
+        ({"metric": ()}, "one metric or two"),
+        ({"metric": ("l2", "dot", "cosine")}, "one metric or two"),
+        ({"metric": ("l2", "dott")}, "did you mean dot?"),
+        ({"activation": "logg"}, "did you mean log?"),
+        ({"activation": "log", "metric": "dot"}, "l2 distances"),
+    ],
+)
+def test_choices_are_checked(options: dict[str, object], words: str) -> None:
+    with pytest.raises(FgvczooError) as error:
+        nearest_patch(torch.rand(2, 3, 4, 4), torch.rand(5, 3), **options)  # type: ignore[call-overload]
+    assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_whole_numbers_are_refused() -> None:

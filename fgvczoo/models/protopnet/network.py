@@ -15,13 +15,10 @@ from torch.nn import functional as F
 from fgvczoo.errors import FgvczooError
 from fgvczoo.nn.backbones import Backbone
 from fgvczoo.nn.prototypes import ClassConnection, PrototypeHead, PrototypeNetwork, Prototypes, class_identity
-from fgvczoo.ops import nearest_patch, similarity_map
+from fgvczoo.ops import activate, nearest_patch, similarity_map
 
 AddOn = Literal["regular", "bottleneck"]
 Activation = Literal["log", "linear"]
-
-# Bounds the log activation at a distance of 0, where it is ln(1 / EPSILON) = 9.21.
-EPSILON = 1e-4
 
 
 class Output(NamedTuple):
@@ -39,12 +36,9 @@ class Output(NamedTuple):
 def similarity(distance: Tensor, activation: Activation) -> Tensor:
     """Squared distances >= 0 -> similarities of the same shape, which fall with the distance.
 
-    log: ln((d + 1) / (d + EPSILON)), in (0, 9.21]. linear: -d.
+    log: ln((d + 1) / (d + 1e-4)), in (0, 9.21]. linear: -d.
     """
-    if activation == "linear":
-        return -distance
-    # The same number as the quotient's logarithm, which would round large distances to equal similarities.
-    return torch.log1p((1 - EPSILON) / (distance + EPSILON))
+    return -distance if activation == "linear" else activate(distance, activation)
 
 
 def add_on_layers(channels: int, dim: int, kind: AddOn) -> nn.Sequential:
@@ -93,9 +87,15 @@ class Head(PrototypeHead):
 
     def head(self, features: Tensor) -> Output:
         """(B, D, H, W) -> distances, similarities and logits."""
-        distance, _ = nearest_patch(features, self.prototypes.vectors, metric="l2")
-        evidence = similarity(distance, self.activation)
+        distance, _, evidence = self._compare(features, self.prototypes.vectors)
         return Output(self.last_layer(evidence), evidence, distance)
+
+    def _compare(self, features: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared distance to the nearest patch, its cell, and the similarity, (B, P) each."""
+        if self.activation == "linear":
+            distance, cell = nearest_patch(features, vectors, metric="l2")
+            return distance, cell, similarity(distance, "linear")
+        return nearest_patch(features, vectors, metric="l2", activation=self.activation)
 
     def distance_map(self, features: Tensor) -> Tensor:
         """(B, D, H, W) -> the squared distance of every prototype to every patch, (B, P, H - h + 1, W - w + 1)."""
@@ -106,8 +106,8 @@ class Head(PrototypeHead):
 
     def nearest(self, features: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
         vectors = self.prototypes.vectors if which is None else self.prototypes.vectors[which]
-        distance, cell = nearest_patch(features, vectors, metric="l2")
-        return similarity(distance, self.activation), cell
+        _, cell, evidence = self._compare(features, vectors)
+        return evidence, cell
 
     def nearest_map(self, features: Tensor) -> Tensor:
         return self.evidence_map(features)

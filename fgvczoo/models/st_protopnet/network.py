@@ -76,11 +76,10 @@ class Branch(PrototypeHead):
     def head(self, features: Tensor) -> BranchOutput:
         """(B, D, H, W) -> similarities and logits."""
         unit = self.unit_vectors
-        cosine = nearest_patch(features, unit, metric="cosine")[0]
         if self.variant == "cropped":
-            evidence = nearest_patch(features, unit, metric="dot")[0]
+            evidence, cosine = nearest_patch(features, unit, metric=("dot", "cosine"))[0]
         else:
-            evidence = cosine = F.relu(cosine)
+            evidence = cosine = F.relu(nearest_patch(features, unit, metric="cosine")[0])
         return BranchOutput(self.last_layer(evidence), evidence, cosine)
 
     def evidence_map(self, features: Tensor) -> Tensor:
