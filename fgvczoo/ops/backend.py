@@ -52,7 +52,8 @@ def is_fused(device: torch.device) -> bool:
     """Whether an op on tensors of this device runs fused now. Raises `FgvczooError` where the choice cannot serve."""
     if _chosen in DEVICES and device.type != DEVICES[_chosen]:
         raise FgvczooError(f"ops backend {_chosen!r} was chosen but the tensors are on {device}: use_backend('auto')")
-    if _chosen == "reference" or (_chosen == "auto" and torch.compiler.is_exporting()):
+    # Not `torch.compiler.is_exporting()`, which torch 2.11 takes for true whenever it compiles.
+    if _chosen == "reference" or (_chosen == "auto" and torch.compiler._is_exporting_flag):
         return False
     return device.type == "cpu" or (device.type != "meta" and _has_kernels(device, must=_chosen == "triton"))
 
