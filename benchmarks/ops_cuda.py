@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import statistics
 import time
@@ -237,9 +238,12 @@ def behaviour() -> Iterator[Check]:
 
     first = step(x, p)
     yield "the same bits five times", all(all(map(torch.equal, first, step(x, p))) for _ in range(5)), ""
+    # Norms are summed in another order where another dimension lies side by side.
     last = step(x.contiguous(memory_format=torch.channels_last), p)
-    right = all(map(torch.equal, first, last)) and last[3].is_contiguous(memory_format=torch.channels_last)
-    yield "channels-last patches", right, ""
+    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(last, first))
+    right = torch.equal(last[1], first[1]) and error < 1e-5
+    yield "channels-last patches", right, f"{error:.1e}"
+    yield "their gradient is channels-last", last[3].is_contiguous(memory_format=torch.channels_last), ""
     wide = random(8, 128, 14, 28)
     yield (
         "patches that are a slice",
@@ -568,16 +572,13 @@ def sweep(deadline: float) -> list[dict[str, Any]]:
 
     candidates: dict[str, list[tuple[Any, ...]]] = {
         "fused bf16": [
-            (128, 64, 128, 4, 3), (128, 64, 128, 4, 2), (128, 64, 128, 4, 2, 168), (128, 64, 128, 8, 3, 128),
-            (128, 128, 128, 8, 3), (128, 128, 128, 8, 2), (64, 64, 128, 4, 3), (64, 64, 128, 4, 2),
-            (64, 128, 128, 4, 2), (128, 32, 128, 4, 3),
+            (128, 64, 128, 4, 2), (128, 64, 128, 4, 3), (64, 64, 128, 4, 2), (128, 64, 64, 4, 3), (128, 32, 128, 4, 2),
         ],
-        "fused high": [
-            (64, 64, 128, 4, 2), (128, 64, 128, 8, 2), (128, 64, 128, 4, 2), (64, 32, 128, 4, 2), (128, 64, 64, 8, 3),
-        ],
+        "fused high": [(64, 64, 128, 4, 2), (64, 64, 64, 4, 2), (128, 64, 64, 8, 2), (64, 64, 64, 4, 3)],
         "fused highest": [
-            (64, 64, 16, 4, 3), (64, 64, 16, 4, 2), (128, 64, 16, 8, 3), (128, 64, 16, 8, 3, 128), (64, 64, 32, 4, 3),
-            (64, 64, 16, 4, 3, 128), (128, 64, 32, 8, 3),
+            (64, 64, 16, 4, 3), (128, 64, 16, 4, 3, 255), (128, 64, 16, 4, 2, 255), (128, 64, 32, 4, 2, 255),
+            (128, 64, 16, 8, 3, 128), (64, 128, 16, 4, 3, 255), (128, 128, 16, 8, 3, 255), (64, 64, 32, 4, 3),
+            (64, 32, 16, 2, 3), (64, 64, 16, 2, 3, 255),
         ],
     }  # fmt: skip
     found: list[dict[str, Any]] = []
@@ -596,19 +597,20 @@ def sweep(deadline: float) -> list[dict[str, Any]]:
                 gpu.choose = chosen
             found.append({"way": name, "tile": tile, "gpu": seconds})
             print(f"sweep: {name} forward {tile}: {1e6 * seconds:.1f} us", flush=True)
-    usual = gpu.IMAGES, gpu.CELLS, gpu.PAIRS
+    names = ("PAIRS_OF_PROTOTYPE", "PAIRS_OF_CELL", "CHANNELS", "WARPS")
+    usual = {name: getattr(gpu, name) for name in names}
     for name in ("fused bf16", "fused highest"):
-        for blocks in (usual, (16, 16, 32), (64, 16, 32), (32, 16, 64), (32, 16, 16), (32, 32, 32), (32, 64, 32)):
+        for blocks in itertools.product((32, 128), (8, 32), (64, 128), (1, 2, 4)):
             if time.monotonic() > deadline:
                 break
-            gpu.IMAGES, gpu.CELLS, gpu.PAIRS = blocks
+            vars(gpu).update(zip(names, blocks))
             try:
                 times = kernels_of(ways(BOLD)[name], BOLD)
             except Exception as error:
                 found.append({"way": name, "blocks": blocks, "error": str(error)[:80]})
                 continue
             finally:
-                gpu.IMAGES, gpu.CELLS, gpu.PAIRS = usual
+                vars(gpu).update(usual)
             parts = {key: value for key, value in times.items() if key.endswith("_gradient")}
             found.append({"way": name, "blocks": blocks, "kernels": parts})
             print(

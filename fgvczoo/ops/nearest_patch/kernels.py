@@ -1,9 +1,11 @@
 """The Triton kernels of `nearest_patch`; `triton.py` launches them.
 
 SHAPE is (cells of a map, cells in a row of it, rows and columns of a prototype's window, D); N windows fit a map. An
-*operand* is (high, low, norm): rows of D numbers, of patches (B, cells, D), of prototypes (cells of the window, P, D);
-`low` is what `high` rounded off, where it is SPLIT; norm is the squared norm of each row. *Pairs* (B, S, P) are of an
-image and a prototype, S times: metrics x ranks.
+*operand* is (high, low, norm): vectors of D numbers, of patches (B, cells, D), of prototypes (cells of the window, P,
+D); `low` is what `high` rounded off, where it is SPLIT; norm is the squared norm of each vector. DEEP operands lie the
+other way round, (B, D, cells) and (cells of the window, D, P): what float32 arithmetic reads without conflicts between
+banks, where matrix units want the numbers of a vector side by side. *Pairs* (B, S, P) are of an image and a prototype,
+S times: metrics x ranks.
 
 Prototypes lie on the rows of a product tile and patches on its columns, so that a row, where the winner is searched,
 stays in one warp. N and D are constants of a compiled kernel: masks are left to the last tile, loads are 16 bytes wide.
@@ -29,9 +31,17 @@ CLOSE = tl.constexpr(1 / 32)
 
 
 @triton.jit
+def _place(row, d, rows, D: tl.constexpr, DEEP: tl.constexpr):
+    """Where channel d of a vector is, among `rows` of them."""
+    if DEEP:
+        return d * rows + row
+    return row * D + d
+
+
+@triton.jit
 def _pack(
     source, strides, rows, channels, packed, rows_packed, block,
-    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
     """One block of rows of one image, read in any layout; zeros where there is none."""
     high, low, norm = packed
@@ -44,7 +54,7 @@ def _pack(
         d = first + tl.arange(0, BLOCK_D)
         at = image * image_stride + n[:, None] * row_stride + d[None, :] * channel_stride
         exact = tl.load(source + at, mask=(n[:, None] < rows) & (d[None, :] < channels), other=0.0).to(tl.float32)
-        to = (image * rows_packed + n[:, None]) * D + d[None, :]
+        to = image * rows_packed * D + _place(n[:, None], d[None, :], rows_packed, D, DEEP)
         inside = n[:, None] < rows_packed
         rounded = exact.to(high.dtype.element_ty)
         tl.store(high + to, rounded, mask=inside)
@@ -60,9 +70,9 @@ def _pack(
 
 @triton.jit(do_not_specialize=["patch_blocks", "count", "count_packed"])
 def pack(
-    patches, image_stride, channel_stride, cell_stride, cells, patch_blocks, x, x_low, x_norm,
+    patches, image_stride, channel_stride, cell_stride, cells, cells_packed, patch_blocks, x, x_low, x_norm,
     prototypes, place_stride, prototype_channel_stride, prototype_stride, count, count_packed, p, p_low, p_norm,
-    channels, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
+    channels, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
     """Packs patches (the first `patch_blocks` programs) and prototypes: an image of P cells per place of the window.
 
@@ -71,12 +81,13 @@ def pack(
     block = tl.program_id(0)
     if block < patch_blocks:
         strides = (image_stride, channel_stride, cell_stride)
-        _pack(patches, strides, cells, channels, (x, x_low, x_norm), cells, block, D, BLOCK_N, BLOCK_D, SPLIT)
+        packed = (x, x_low, x_norm)
+        _pack(patches, strides, cells, channels, packed, cells_packed, block, D, BLOCK_N, BLOCK_D, SPLIT, DEEP)
     else:
         strides = (place_stride, prototype_channel_stride, prototype_stride)
         packed = (p, p_low, p_norm)
         block -= patch_blocks
-        _pack(prototypes, strides, count, channels, packed, count_packed, block, D, BLOCK_N, BLOCK_D, SPLIT)
+        _pack(prototypes, strides, count, channels, packed, count_packed, block, D, BLOCK_N, BLOCK_D, SPLIT, DEEP)
 
 
 @triton.jit
@@ -97,9 +108,9 @@ def _shift(place, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def _rows(source, row, d, keep, MASKED: tl.constexpr, D: tl.constexpr):
-    """Rows (n,) of a packed operand, of which channels d (m,): (n, m)."""
-    at = source + row[:, None] * D + d[None, :]
+def _rows(source, row, d, rows, keep, MASKED: tl.constexpr, D: tl.constexpr, DEEP: tl.constexpr):
+    """Vectors (n,) among the `rows` of a packed operand, of which channels d (m,): (n, m)."""
+    at = source + _place(row[:, None], d[None, :], rows, D, DEEP)
     if MASKED:
         return tl.load(at, mask=keep[:, None], other=0.0)
     return tl.load(at)
@@ -147,8 +158,9 @@ def _multiply(p, x, sums, UPCAST: tl.constexpr):
 
 @triton.jit
 def _products(
-    held, p, x, row, count_packed, cell, keep,
-    MASKED: tl.constexpr, SHAPE: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, UPCAST: tl.constexpr,
+    held, p, x, row, count_packed, cell, cells_packed, keep,
+    MASKED: tl.constexpr, SHAPE: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, DEEP: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Products of prototypes (BP,) and windows at cells (BN,); `held` are the prototypes, if they fit one tile."""
     D: tl.constexpr = SHAPE[4]
@@ -159,14 +171,15 @@ def _products(
         d = step % STEPS * BLOCK_D + tl.arange(0, BLOCK_D)
         place = step // STEPS
         at = cell + _shift(place, SHAPE)
-        patch = _rows(x[0], at, d, keep, MASKED, D)
+        patch = _rows(x[0], at, d, cells_packed, keep, MASKED, D, DEEP)
         prototype, rest = held
+        of_place = place * count_packed * D
         if PLACES * STEPS > 1:
-            prototype = _rows(p[0], place * count_packed + row, d, row, False, D)
+            prototype = _rows(p[0] + of_place, row, d, count_packed, row, False, D, DEEP)
         if SPLIT:  # the product of both rests is below float32's own rounding
             if PLACES * STEPS > 1:
-                rest = _rows(p[1], place * count_packed + row, d, row, False, D)
-            sums = _multiply(prototype, _rows(x[1], at, d, keep, MASKED, D), sums, UPCAST)
+                rest = _rows(p[1] + of_place, row, d, count_packed, row, False, D, DEEP)
+            sums = _multiply(prototype, _rows(x[1], at, d, cells_packed, keep, MASKED, D, DEEP), sums, UPCAST)
             sums = _multiply(rest, patch, sums, UPCAST)
         sums = _multiply(prototype, patch, sums, UPCAST)
     return sums
@@ -200,20 +213,22 @@ def _select(
 
 
 @triton.jit
-def _distance(p, x, row, count_packed, cell, SHAPE: tl.constexpr, SPLIT: tl.constexpr):
+def _distance(
+    p, x, row, count_packed, cell, cells_packed, SHAPE: tl.constexpr, SPLIT: tl.constexpr, DEEP: tl.constexpr
+):
     """Squared distances (n,) of prototypes to the windows at cells, from the differences."""
     D: tl.constexpr = SHAPE[4]
     total = tl.zeros(row.shape, tl.float32)
     for place in range(0, SHAPE[2] * SHAPE[3]):
         at = cell + _shift(place, SHAPE)
-        vector = place * count_packed + row
+        of_place = place * count_packed * D
         for first in range(0, D, 16):
             d = first + tl.arange(0, 16)
-            difference = _rows(x[0], at, d, row, False, D).to(tl.float32)
-            difference -= _rows(p[0], vector, d, row, False, D).to(tl.float32)
+            difference = _rows(x[0], at, d, cells_packed, row, False, D, DEEP).to(tl.float32)
+            difference -= _rows(p[0] + of_place, row, d, count_packed, row, False, D, DEEP).to(tl.float32)
             if SPLIT:
-                difference += _rows(x[1], at, d, row, False, D).to(tl.float32)
-                difference -= _rows(p[1], vector, d, row, False, D).to(tl.float32)
+                difference += _rows(x[1], at, d, cells_packed, row, False, D, DEEP).to(tl.float32)
+                difference -= _rows(p[1] + of_place, row, d, count_packed, row, False, D, DEEP).to(tl.float32)
             total += tl.sum(difference * difference, 1)
     return total
 
@@ -230,8 +245,8 @@ def _activate(distance, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _write(
-    best, p, x, row, count, count_packed, value, index, activated,
-    METRIC: tl.constexpr, ACTIVATION: tl.constexpr, SHAPE: tl.constexpr, SPLIT: tl.constexpr,
+    best, p, x, row, count, count_packed, cells_packed, value, index, activated,
+    METRIC: tl.constexpr, ACTIVATION: tl.constexpr, SHAPE: tl.constexpr, SPLIT: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
     """What is said of the winners (BP,) to `value`, `index`, `activated` (P,)."""
     score, n = best
@@ -243,7 +258,8 @@ def _write(
         result = tl.maximum(p2 - 2 * score, 0.0)
         close = result < CLOSE * p2
         if _any(close):
-            result = tl.where(close, _distance(p, x, row, count_packed, _cell(n, SHAPE), SHAPE, SPLIT), result)
+            exact = _distance(p, x, row, count_packed, _cell(n, SHAPE), cells_packed, SHAPE, SPLIT, DEEP)
+            result = tl.where(close, exact, result)
     elif METRIC == "cosine":
         result = score * _inverse(p2)
     else:
@@ -258,16 +274,18 @@ def _write(
 
 @triton.jit
 def _tile(
-    first, held, p, x, row, count_packed, best, second, last, last_second,
+    first, held, p, x, row, count_packed, cells_packed, best, second, last, last_second,
     METRIC: tl.constexpr, SECOND: tl.constexpr, AFTER: tl.constexpr, MASKED: tl.constexpr, SHAPE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, DEEP: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The running winners, by one metric or two, after the BLOCK_N windows from `first`."""
     N: tl.constexpr = (SHAPE[0] // SHAPE[1] - SHAPE[2] + 1) * (SHAPE[1] - SHAPE[3] + 1)
     n = first + tl.arange(0, BLOCK_N)
     cell = _cell(n, SHAPE)
     keep = n < N
-    sums = _products(held, p, x, row, count_packed, cell, keep, MASKED, SHAPE, BLOCK_D, SPLIT, UPCAST)
+    sums = _products(
+        held, p, x, row, count_packed, cell, cells_packed, keep, MASKED, SHAPE, BLOCK_D, SPLIT, DEEP, UPCAST
+    )
     norm = _patch_norm(x[2], cell, keep, SHAPE)
     best = _select(sums, norm, n, best, last, METRIC, N, MASKED, AFTER)
     if SECOND != "":
@@ -275,26 +293,28 @@ def _tile(
     return best, second
 
 
-@triton.jit(do_not_specialize=["count", "count_packed", "blocks"])
+@triton.jit(do_not_specialize=["count", "blocks"])
 def forward(
-    x, x_low, x_norm, p, p_low, p_norm, value, index, activated, count, count_packed, blocks,
+    x, x_low, x_norm, p, p_low, p_norm, value, index, activated, count, count_packed, cells_packed, blocks,
     METRIC: tl.constexpr, SECOND: tl.constexpr, RANKS: tl.constexpr, ACTIVATION: tl.constexpr, SHAPE: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, DEEP: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One image and BLOCK_P prototypes: the winners, by one metric or two, of RANKS ranks each.
 
     Every rank is a pass over the products of its own, which takes what is behind the rank before.
     """
-    CELLS: tl.constexpr = SHAPE[0]
     D: tl.constexpr = SHAPE[4]
-    N: tl.constexpr = (CELLS // SHAPE[1] - SHAPE[2] + 1) * (SHAPE[1] - SHAPE[3] + 1)
+    N: tl.constexpr = (SHAPE[0] // SHAPE[1] - SHAPE[2] + 1) * (SHAPE[1] - SHAPE[3] + 1)
     FULL: tl.constexpr = N // BLOCK_N * BLOCK_N
     TAIL: tl.constexpr = triton.next_power_of_2(max(N - FULL, 16))
     SLOTS: tl.constexpr = RANKS if SECOND == "" else 2 * RANKS
 
     image = (tl.program_id(0) // blocks).to(tl.int64)
     row = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
-    patches = (x + image * (CELLS * D), x_low + image * (CELLS * D), x_norm + image * CELLS)
+    x += image * cells_packed * D
+    x_low += image * cells_packed * D
+    patches = (x, x_low, x_norm + image * cells_packed)
     prototypes = (p, p_low, p_norm)
     value += image * SLOTS * count
     index += image * SLOTS * count
@@ -303,8 +323,8 @@ def forward(
     held = (row, row)
     if D == BLOCK_D and SHAPE[2] * SHAPE[3] == 1:
         d = tl.arange(0, BLOCK_D)
-        high = _rows(p, row, d, row, False, D)
-        held = (high, _rows(p_low, row, d, row, False, D) if SPLIT else high)
+        high = _rows(p, row, d, count_packed, row, False, D, DEEP)
+        held = (high, _rows(p_low, row, d, count_packed, row, False, D, DEEP) if SPLIT else high)
     nothing = (tl.full((BLOCK_P,), float("-inf"), tl.float32), tl.zeros((BLOCK_P,), tl.int32))
     last = (tl.full((BLOCK_P,), float("inf"), tl.float32), tl.zeros((BLOCK_P,), tl.int32))
     last_second = last
@@ -313,24 +333,24 @@ def forward(
         second = nothing
         for first in range(0, FULL, BLOCK_N):
             best, second = _tile(
-                first, held, prototypes, patches, row, count_packed, best, second, last, last_second,
-                METRIC, SECOND, RANKS > 1, False, SHAPE, BLOCK_N, BLOCK_D, SPLIT, UPCAST,
+                first, held, prototypes, patches, row, count_packed, cells_packed, best, second, last, last_second,
+                METRIC, SECOND, RANKS > 1, False, SHAPE, BLOCK_N, BLOCK_D, SPLIT, DEEP, UPCAST,
             )  # fmt: skip
         if FULL < N:
             best, second = _tile(
-                FULL, held, prototypes, patches, row, count_packed, best, second, last, last_second,
-                METRIC, SECOND, RANKS > 1, True, SHAPE, TAIL, BLOCK_D, SPLIT, UPCAST,
+                FULL, held, prototypes, patches, row, count_packed, cells_packed, best, second, last, last_second,
+                METRIC, SECOND, RANKS > 1, True, SHAPE, TAIL, BLOCK_D, SPLIT, DEEP, UPCAST,
             )  # fmt: skip
         to = rank * count
         _write(
-            best, prototypes, patches, row, count, count_packed, value + to, index + to, activated + to,
-            METRIC, ACTIVATION, SHAPE, SPLIT,
+            best, prototypes, patches, row, count, count_packed, cells_packed, value + to, index + to, activated + to,
+            METRIC, ACTIVATION, SHAPE, SPLIT, DEEP,
         )  # fmt: skip
         if SECOND != "":
             to = (RANKS + rank) * count
             _write(
-                second, prototypes, patches, row, count, count_packed, value + to, index + to, activated + to,
-                SECOND, ACTIVATION, SHAPE, SPLIT,
+                second, prototypes, patches, row, count, count_packed, cells_packed, value + to, index + to,
+                activated + to, SECOND, ACTIVATION, SHAPE, SPLIT, DEEP,
             )  # fmt: skip
         last = best
         last_second = second
@@ -410,58 +430,46 @@ def prototype_gradient(
         w = tl.load(weight + at, mask=keep, other=0.0)
         t = tl.load(share + at, mask=keep, other=0.0)
         cell = tl.load(cells + at, mask=keep, other=0).to(tl.int64) + _shift(place, SHAPE)
-        patch = _rows(x, pair // slots * SHAPE[0] + cell, d, keep, True, D).to(tl.float32)
+        patch = _rows(x, pair // slots * SHAPE[0] + cell, d, 0, keep, True, D, False).to(tl.float32)
         # From the difference: exactly 0 where a prototype is its patch, whatever the weight.
         total += tl.sum(w[:, None] * (patch - t[:, None] * own[None, :]), 0)
     to = (row.to(tl.int64) * channels + d) * PLACES + place
     tl.store(gradient + to, total.to(gradient.dtype.element_ty), mask=d < channels)
 
 
-@triton.jit(do_not_specialize=["pairs", "count", "count_packed", "blocks"])
+@triton.jit(do_not_specialize=["pairs", "count", "count_packed"])
 def patch_gradient(
-    x, p, weight, share, cells, order, gradient, image_stride, channel_stride, cell_stride,
-    pairs, count, count_packed, channels, blocks,
-    SHAPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, COUNT: tl.constexpr,
+    x, p, weight, share, order, starts, gradient, image_stride, channel_stride, cell_stride,
+    pairs, count, count_packed, channels, SHAPE: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N cells of one image, BLOCK_D channels: the sum over the pairs that won there.
+    """One cell of one image, BLOCK_D channels: the sum over the pairs that won there, in their order.
 
-    The image's pairs are sorted by cell (`cells`, `order`), so that those of a block lie together.
+    `order` has the image's pairs sorted by the first cell of their window; those of cell n are from starts[n] to
+    starts[n + 1].
     """
     CELLS: tl.constexpr = SHAPE[0]
     D: tl.constexpr = SHAPE[4]
-    image = (tl.program_id(0) // (blocks * (D // BLOCK_D))).to(tl.int64)
-    first = tl.program_id(0) // (D // BLOCK_D) % blocks * BLOCK_N
+    image = (tl.program_id(0) // (CELLS * (D // BLOCK_D))).to(tl.int64)
+    n = tl.program_id(0) // (D // BLOCK_D) % CELLS
     d = tl.program_id(0) % (D // BLOCK_D) * BLOCK_D + tl.arange(0, BLOCK_D)
-    n = first + tl.arange(0, BLOCK_N)
-    x += image * (CELLS * D)
     weight += image * pairs
     share += image * pairs
-    cells += image * pairs
     order += image * pairs
-    total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    starts += image * (CELLS + 1)
+    own = tl.load(x + (image * CELLS + n) * D + d).to(tl.float32)
+    total = tl.zeros((BLOCK_D,), tl.float32)
     for place in range(0, SHAPE[2] * SHAPE[3]):
-        shift = _shift(place, SHAPE)
-        begin = 0
-        end = 0
-        for some in range(0, pairs, COUNT):
-            e = some + tl.arange(0, COUNT)
-            keep = e < pairs
-            cell = tl.load(cells + e, mask=keep, other=0).to(tl.int32) + shift
-            begin += tl.sum((keep & (cell < first)).to(tl.int32), 0)
-            end += tl.sum((keep & (cell < first + BLOCK_N)).to(tl.int32), 0)
+        first = n - _shift(place, SHAPE)
+        begin = tl.load(starts + first, mask=first >= 0, other=0)
+        end = tl.load(starts + first + 1, mask=first >= 0, other=0)
         for some in range(begin, end, BLOCK_E):
             e = some + tl.arange(0, BLOCK_E)
             keep = e < end
-            cell = tl.load(cells + e, mask=keep, other=0).to(tl.int32) + shift
             pair = tl.load(order + e, mask=keep, other=0).to(tl.int32)
             w = tl.load(weight + pair, mask=keep, other=0.0)
             s = tl.load(share + pair, mask=keep, other=0.0)
-            own = _rows(x, cell, d, keep, True, D).to(tl.float32)
-            prototype = _rows(p, place * count_packed + pair % count, d, keep, True, D).to(tl.float32)
-            pull = w[:, None] * (prototype - s[:, None] * own)
-            # A product with ones and zeros adds the rows of each cell: three tf32 products keep float32's digits.
-            here = ((cell[None, :] == n[:, None]) & keep[None, :]).to(tl.float32)
-            total = tl.dot(here, pull, total, input_precision="tf32x3")
-    to = image * image_stride + n[:, None] * cell_stride + d[None, :] * channel_stride
-    inside = (n[:, None] < CELLS) & (d[None, :] < channels)
-    tl.store(gradient + to, total.to(gradient.dtype.element_ty), mask=inside)
+            prototype = _rows(p, place * count_packed + pair % count, d, 0, keep, True, D, False).to(tl.float32)
+            # From the difference, as above.
+            total += tl.sum(w[:, None] * (prototype - s[:, None] * own[None, :]), 0)
+    to = image * image_stride + n * cell_stride + d * channel_stride
+    tl.store(gradient + to, total.to(gradient.dtype.element_ty), mask=d < channels)

@@ -21,8 +21,8 @@ OPTIONS = {"enable_fp_fusion": True}  # Triton 3.10 turns it off unless asked
 # Fewer pairs than these leave multiprocessors idle unless tiles are small: two tiles of 128 prototypes for each of 132.
 FEW = 2 * 132 * 128
 
-# What a backward program takes at once: images of a prototype; cells of an image, and pairs that won there.
-IMAGES, CELLS, PAIRS = 32, 16, 32
+# What a program of the backward pass takes at once: pairs of a prototype or a cell, channels (at most); and its warps.
+PAIRS_OF_PROTOTYPE, PAIRS_OF_CELL, CHANNELS, WARPS = 64, 16, 128, 2
 
 # Registers of a thread, at most. Told nothing, the assembler aims at one program more and sometimes spills for it.
 MANY = 224
@@ -59,11 +59,12 @@ def forward(
     tile = choose(dtype, split, patches, prototypes, ranks)
     blocks = triton.cdiv(len(prototypes), tile.prototypes)
     with torch.cuda.device_of(patches):  # type: ignore[no-untyped-call]
-        x, p, shape = pack(patches, prototypes, dtype, split, blocks * tile.prototypes, tile.channels)
+        deep = dtype == torch.float32
+        x, p, shape = pack(patches, prototypes, dtype, split, blocks * tile.prototypes, tile.channels, deep)
         kernels.forward[(len(patches) * blocks,)](
-            *x, *p, value, index, activated, len(prototypes), p.norm.shape[1], blocks,
+            *x, *p, value, index, activated, len(prototypes), p.norm.shape[1], x.norm.shape[1], blocks,
             METRIC=metrics[0], SECOND="".join(metrics[1:]), RANKS=ranks, ACTIVATION=activation, SHAPE=shape,
-            BLOCK_P=tile.prototypes, BLOCK_N=tile.patches, BLOCK_D=tile.channels, SPLIT=split,
+            BLOCK_P=tile.prototypes, BLOCK_N=tile.patches, BLOCK_D=tile.channels, SPLIT=split, DEEP=deep,
             UPCAST=triton.knobs.runtime.interpret,
             num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers, **OPTIONS,
         )  # fmt: skip
@@ -90,9 +91,9 @@ def backward(
     dtype, split = multiplied(patches, prototypes, half)
     if split:
         dtype = torch.float32
-    depth = min(64, triton.next_power_of_2(max(16, channels)))
+    depth = min(CHANNELS, triton.next_power_of_2(max(16, channels)))
     with torch.cuda.device_of(patches):  # type: ignore[no-untyped-call]
-        x, p, shape = pack(patches, prototypes, dtype, False, count, depth)
+        x, p, shape = pack(patches, prototypes, dtype, False, count, depth, False)
         weight, patch_share, prototype_share = (torch.empty_like(value) for _ in range(3))
         cells = torch.empty_like(index, dtype=torch.int16 if shape[0] < 2**15 else torch.int32)
         blocks = triton.cdiv(count, 256)
@@ -105,16 +106,16 @@ def backward(
         steps = shape[4] // depth
         kernels.prototype_gradient[(count * shape[2] * shape[3] * steps,)](
             x.high, p.high, weight, prototype_share, cells, prototype_gradient, images, slots, count, count, channels,
-            SHAPE=shape, BLOCK_B=IMAGES, BLOCK_D=depth, **OPTIONS,
+            SHAPE=shape, BLOCK_B=PAIRS_OF_PROTOTYPE, BLOCK_D=depth, num_warps=WARPS, **OPTIONS,
         )  # fmt: skip
         # By cell; stable, so that equal cells keep the order of their pairs.
         by_cell, order = cells.view(images, pairs).sort(dim=1, stable=True)
-        blocks = triton.cdiv(shape[0], CELLS)
-        kernels.patch_gradient[(images * blocks * steps,)](
-            x.high, p.high, weight, patch_share, by_cell, order, patch_gradient, *patch_gradient.flatten(2).stride(),
-            pairs, count, count, channels, blocks,
-            SHAPE=shape, BLOCK_N=CELLS, BLOCK_E=PAIRS, BLOCK_D=depth, COUNT=1024,
-            maxnreg=MANY, **OPTIONS,
+        every = torch.arange(shape[0] + 1, dtype=cells.dtype, device=cells.device).expand(images, -1).contiguous()
+        starts = torch.searchsorted(by_cell, every, out_int32=True)
+        kernels.patch_gradient[(images * shape[0] * steps,)](
+            x.high, p.high, weight, patch_share, order, starts, patch_gradient,
+            *patch_gradient.flatten(2).stride(), pairs, count, count, channels,
+            SHAPE=shape, BLOCK_E=PAIRS_OF_CELL, BLOCK_D=depth, num_warps=WARPS, **OPTIONS,
         )  # fmt: skip
     return patch_gradient, prototype_gradient
 
@@ -162,23 +163,28 @@ def operands_in_shared_memory(device: torch.device) -> bool:
 
 
 def pack(
-    patches: Tensor, prototypes: Tensor, dtype: torch.dtype, split: bool, rows: int, depth: int
+    patches: Tensor, prototypes: Tensor, dtype: torch.dtype, split: bool, rows: int, depth: int, deep: bool
 ) -> tuple[Operand, Operand, tuple[int, int, int, int, int]]:
-    """Both operands, prototypes with `rows` rows, channels padded to a multiple of `depth`; and the kernels' SHAPE."""
+    """Both operands, prototypes with `rows` rows, channels padded to a multiple of `depth`; and the kernels' SHAPE.
+
+    deep: see `kernels.py`; with room for a multiple of 16 cells, so that each channel begins where 16 bytes do.
+    """
     images, channels, height, width = patches.shape
     count, _, *window = prototypes.shape
     cells, places, padded = height * width, window[0] * window[1], triton.cdiv(channels, depth) * depth
+    room = triton.cdiv(cells, 16) * 16 if deep else cells
 
     def empty(*shape: int) -> Operand:
-        high = patches.new_empty(*shape, padded, dtype=dtype)
+        high = patches.new_empty(*shape, padded, dtype=dtype)  # or, if deep, (shape[0], padded, shape[1])
         return Operand(high, torch.empty_like(high) if split else high, patches.new_empty(shape, dtype=torch.float32))
 
-    x, p = empty(images, cells), empty(places, rows)
+    x, p = empty(images, room), empty(places, rows)
     x_strides, p_strides = patches.flatten(2).stride(), prototypes.flatten(2).stride()
-    patch_blocks = images * triton.cdiv(cells, 32)
+    patch_blocks = images * triton.cdiv(room, 32)
     kernels.pack[(patch_blocks + places * triton.cdiv(rows, 32),)](
-        patches.flatten(2), *x_strides, cells, patch_blocks, *x,
+        patches.flatten(2), *x_strides, cells, room, patch_blocks, *x,
         prototypes.flatten(2), p_strides[2], p_strides[1], p_strides[0], count, rows, *p,
-        channels, D=padded, BLOCK_N=32, BLOCK_D=64 if padded % 64 == 0 else depth, SPLIT=split, **OPTIONS,
+        channels, D=padded, BLOCK_N=32, BLOCK_D=64 if padded % 64 == 0 else depth, SPLIT=split, DEEP=deep,
+        **OPTIONS,
     )  # fmt: skip
     return x, p, (cells, width, window[0], window[1], padded)
