@@ -21,8 +21,9 @@ OPTIONS = {"enable_fp_fusion": True}  # Triton 3.10 turns it off unless asked
 # Fewer pairs than these leave multiprocessors idle unless tiles are small: two tiles of 128 prototypes for each of 132.
 FEW = 2 * 132 * 128
 
-# What a program of the backward pass takes at once: pairs of a prototype or a cell, channels (at most); and its warps.
-PAIRS_OF_PROTOTYPE, PAIRS_OF_CELL, CHANNELS, WARPS = 64, 16, 128, 2
+# What a program of the backward pass takes at once: pairs of a prototype or of a cell, channels (at most), and the cells
+# that it writes together.
+PAIRS_OF_PROTOTYPE, PAIRS_OF_CELL, CHANNELS, GROUP = 32, 8, 128, 8
 
 # Registers of a thread, at most. Told nothing, the assembler aims at one program more and sometimes spills for it.
 MANY = 224
@@ -106,16 +107,16 @@ def backward(
         steps = shape[4] // depth
         kernels.prototype_gradient[(count * shape[2] * shape[3] * steps,)](
             x.high, p.high, weight, prototype_share, cells, prototype_gradient, images, slots, count, count, channels,
-            SHAPE=shape, BLOCK_B=PAIRS_OF_PROTOTYPE, BLOCK_D=depth, num_warps=WARPS, **OPTIONS,
+            SHAPE=shape, BLOCK_B=PAIRS_OF_PROTOTYPE, BLOCK_D=depth, num_warps=1, **OPTIONS,
         )  # fmt: skip
         # By cell; stable, so that equal cells keep the order of their pairs.
         by_cell, order = cells.view(images, pairs).sort(dim=1, stable=True)
         every = torch.arange(shape[0] + 1, dtype=cells.dtype, device=cells.device).expand(images, -1).contiguous()
         starts = torch.searchsorted(by_cell, every, out_int32=True)
-        kernels.patch_gradient[(images * shape[0] * steps,)](
+        kernels.patch_gradient[(images * triton.cdiv(shape[0], GROUP) * steps,)](
             x.high, p.high, weight, patch_share, order, starts, patch_gradient,
             *patch_gradient.flatten(2).stride(), pairs, count, count, channels,
-            SHAPE=shape, BLOCK_E=PAIRS_OF_CELL, BLOCK_D=depth, num_warps=WARPS, **OPTIONS,
+            SHAPE=shape, GROUP=GROUP, BLOCK_E=PAIRS_OF_CELL, BLOCK_D=depth, num_warps=1, **OPTIONS,
         )  # fmt: skip
     return patch_gradient, prototype_gradient
 
@@ -145,13 +146,13 @@ def choose(dtype: torch.dtype, split: bool, patches: Tensor, prototypes: Tensor,
     depth = triton.next_power_of_2(max(16, patches.shape[1]))
     whole = prototypes.shape[2] * prototypes.shape[3] == 1
     if dtype == torch.float32:
-        return Tile(64, 64, 16, 4, 3) if ranks == 1 else Tile(32, 64, 16, 4, 3, 255)
+        return Tile(64, 32, 16, 2, 3) if patches.shape[2] * patches.shape[3] > 64 else Tile(32, 64, 16, 4, 3, 255)
     if split:
         whole = whole and depth <= 128 and operands_in_shared_memory(patches.device)
         return Tile(64, 64, depth, 4, 2) if whole else Tile(64, 64, min(32, depth), 4, 3)
     if whole and depth <= 128:
         few = ranks > 1 or len(patches) * len(prototypes) < FEW
-        return Tile(64 if few else 128, 64, depth, 4, 3)
+        return Tile(64 if few else 128, 64, depth, 4, 2)
     return Tile(64, 64, 256, 4, 2) if whole and depth == 256 else Tile(128, 64, min(64, depth), 8, 3, None)
 
 
