@@ -141,31 +141,31 @@ def main() -> None:
 
     from fgvczoo.data.synthbirds import Size, make
 
+    import torch
+
+    results: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {platform.machine()}",
+        "torch": torch.__version__,
+        "command": " ".join(["python benchmarks/memory.py", f"--device {options.device}", *options.recipes]),
+        "recipes": {},
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
     fresh = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        found: dict[str, Any] = {}
         for name in names:
             classes = read_recipe(name).card.num_classes
             images = -(-2 * read_recipe(name).config["data"]["init_args"]["batch_size"] // classes)
             size = Size(pairs=classes // 2, train_per_class=max(2, images), test_per_class=1)
             root = make(Path(folder) / f"birds-{classes}-{size.train_per_class}", size, progress=False)
             if options.device == "cuda":
-                found[name] = measure(name, options.device, str(root), folder)
+                found = measure(name, options.device, str(root), folder)
             else:
                 with fresh.Pool(1) as worker:
-                    found[name] = worker.apply(measure, (name, options.device, str(root), folder))
-            print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
-    import torch
-
-    results = {
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {platform.machine()}",
-        "torch": torch.__version__,
-        "command": " ".join(["python benchmarks/memory.py", f"--device {options.device}", *options.recipes]),
-        "recipes": found,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_text(options.out / f"memory_{options.device}.json", json.dumps(results, indent=1) + "\n")
-    write_text(options.out / f"memory_{options.device}.md", markdown(results))
+                    found = worker.apply(measure, (name, options.device, str(root), folder))
+            print(name, json.dumps(found), file=sys.stderr, flush=True)
+            results["recipes"][name] = found
+            write_text(options.out / f"memory_{options.device}.json", json.dumps(results, indent=1) + "\n")
+            write_text(options.out / f"memory_{options.device}.md", markdown(results))
     print(markdown(results))
 
 

@@ -597,10 +597,10 @@ def sweep(deadline: float) -> list[dict[str, Any]]:
                 gpu.choose = chosen
             found.append({"way": name, "tile": tile, "gpu": seconds})
             print(f"sweep: {name} forward {tile}: {1e6 * seconds:.1f} us", flush=True)
-    names = ("PAIRS_OF_PROTOTYPE", "PAIRS_OF_CELL", "CHANNELS", "GROUP")
+    names = ("PAIRS_OF_PROTOTYPE", "PAIRS_OF_CELL", "BYTES", "GROUP")
     usual = {name: getattr(gpu, name) for name in names}
     for name in ("fused bf16", "fused highest"):
-        for blocks in itertools.product((16, 32), (4, 8, 16), (64, 128), (1, 4, 8)):
+        for blocks in itertools.product((32, 64), (8, 16), (128, 256), (2, 4, 8)):
             if time.monotonic() > deadline:
                 break
             vars(gpu).update(zip(names, blocks))

@@ -21,9 +21,9 @@ OPTIONS = {"enable_fp_fusion": True}  # Triton 3.10 turns it off unless asked
 # Fewer pairs than these leave multiprocessors idle unless tiles are small: two tiles of 128 prototypes for each of 132.
 FEW = 2 * 132 * 128
 
-# What a program of the backward pass takes at once: pairs of a prototype or of a cell, channels (at most), and the cells
-# that it writes together.
-PAIRS_OF_PROTOTYPE, PAIRS_OF_CELL, CHANNELS, GROUP = 32, 8, 128, 8
+# What a program of the backward pass takes at once: pairs of a prototype or of a cell, bytes of a vector (at most), and
+# cells that it writes together.
+PAIRS_OF_PROTOTYPE, PAIRS_OF_CELL, BYTES, GROUP = 32, 8, 256, 4
 
 # Registers of a thread, at most. Told nothing, the assembler aims at one program more and sometimes spills for it.
 MANY = 224
@@ -92,7 +92,7 @@ def backward(
     dtype, split = multiplied(patches, prototypes, half)
     if split:
         dtype = torch.float32
-    depth = min(CHANNELS, triton.next_power_of_2(max(16, channels)))
+    depth = min(BYTES // dtype.itemsize, triton.next_power_of_2(max(16, channels)))
     with torch.cuda.device_of(patches):  # type: ignore[no-untyped-call]
         x, p, shape = pack(patches, prototypes, dtype, False, count, depth, False)
         weight, patch_share, prototype_share = (torch.empty_like(value) for _ in range(3))
@@ -146,7 +146,9 @@ def choose(dtype: torch.dtype, split: bool, patches: Tensor, prototypes: Tensor,
     depth = triton.next_power_of_2(max(16, patches.shape[1]))
     whole = prototypes.shape[2] * prototypes.shape[3] == 1
     if dtype == torch.float32:
-        return Tile(64, 32, 16, 2, 3) if patches.shape[2] * patches.shape[3] > 64 else Tile(32, 64, 16, 4, 3, 255)
+        if ranks > 1:
+            return Tile(32, 64, 16, 4, 3, 255)
+        return Tile(64, 32, 16, 2, 3) if patches.shape[2] * patches.shape[3] > 128 else Tile(128, 32, 16, 4, 3, 255)
     if split:
         whole = whole and depth <= 128 and operands_in_shared_memory(patches.device)
         return Tile(64, 64, depth, 4, 2) if whole else Tile(64, 64, min(32, depth), 4, 3)
