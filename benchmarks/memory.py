@@ -139,9 +139,9 @@ def main() -> None:
     globs = options.recipes or (["*"] if options.device == "cuda" else ["*-synthbirds"])
     names = sorted({name for glob in globs for name in list_recipes(glob)})
 
-    from fgvczoo.data.synthbirds import Size, make
-
     import torch
+
+    from fgvczoo.data.synthbirds import Size, make
 
     results: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {platform.machine()}",
