@@ -8,6 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fgvczoo.batch import RAGGED_KEYS, Batch
 from fgvczoo.data.samplers import EpochBatchSampler, ExactSampler
 from fgvczoo.data.transforms import Transform, crop_sample
 from fgvczoo.errors import FgvczooError, FgvczooWarning, did_you_mean
-from fgvczoo.preprocess import Preprocess, read_image
+from fgvczoo.preprocess import Preprocess, image_size, read_image
 
 # Rows that are cut from train are the same in every run, whatever its seed: results of several seeds are comparable.
 _SPLIT_SEED = 0
@@ -38,11 +39,17 @@ class Reader(ABC):
 
     name: str  # of the data set, lower case
     licence_allows_pictures: bool  # whether explanations that show its pictures may be passed on
-    class_names: list[str]  # of the labels 0..C-1
+    class_names: list[str]  # of the labels 0..C-1, those that are trained on
     labels: np.ndarray  # (N,) int64
     image_ids: np.ndarray  # (N,) the set's own ids, of any kind
     splits: dict[str, np.ndarray]  # name -> rows, ascending; the official ones where there are such; "train" among them
     keys: tuple[str, ...]  # annotations that it can give
+    cropped = False  # the box of each picture is used as the picture
+
+    @cached_property
+    def all_class_names(self) -> list[str]:
+        """Of all labels: more than `class_names` where some classes are there for testing only."""
+        return self.class_names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,13 +100,37 @@ class Reader(ABC):
         """Pairs of part numbers, from 0, that a mirrored picture exchanges."""
         return ()
 
-    def crop(self, index: int) -> tuple[int, int, int, int] | None:
-        """The part of the picture that is used, x0, y0, x1, y1; None for all of it."""
+    def box(self, index: int) -> np.ndarray | None:
+        """The box of the one object of a picture in its pixels, x0, y0, x1, y1; None where the set has no boxes."""
         return None
 
-    @abstractmethod
+    def crop(self, index: int) -> tuple[int, int, int, int] | None:
+        """The part of the picture that is used, x0, y0, x1, y1: its box rounded as Pillow's `crop`; None for all."""
+        if not self.cropped or (box := self.box(index)) is None:
+            return None
+        x0, y0, x1, y1 = (round(float(value)) for value in box)
+        return x0, y0, x1, y1
+
     def row(self, index: int) -> dict[str, Any]:
         """What is known of a row as plain values, in original coordinates; see `FGVCDataModule.row`."""
+        picture = self.picture(index)
+        height, width = image_size(picture, self.name_of(index))
+        label, image_id = self.label(index), self.image_ids[index]
+        if (crop := self.crop(index)) is not None:  # what was cut: no more than the picture has
+            crop = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
+        box = self.box(index)
+        return {
+            "index": index,
+            "image_id": image_id.item() if isinstance(image_id, np.generic) else image_id,
+            "path": str(picture.absolute()) if isinstance(picture, Path) else None,
+            "label": label,
+            "class_name": self.all_class_names[label],
+            "split": self.split_of(index),
+            "height": height,
+            "width": width,
+            "crop": crop,
+            **({} if box is None else {"bbox": box.tolist()}),
+        }
 
 
 class FGVCDataModule(lightning.LightningDataModule):

@@ -157,6 +157,9 @@ def test_metric_learning_splits_by_class(shared):
     assert len(data.splits["train"]) + len(data.splits["val"]) == 7
     for name in ("test", "query", "gallery"):
         assert set(labels[data.splits[name]]) == {1, 2} and len(data.splits[name]) == 14
+    row = data.row(20)  # its label is none of those that are trained on, its official split is train
+    assert (row["label"], row["class_name"], row["split"]) == (2, "003.Tiny_Bird_C", "test")
+    assert {label for batch in data.loader("query") for label in batch["label"].tolist()} == {1, 2}
 
 
 def test_the_real_set_must_have_its_counts(copy, monkeypatch):
