@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fgvczoo.data.base import FGVCDataModule, Reader
+from fgvczoo.data.cars import Cars
 from fgvczoo.data.cub import CUB
 from fgvczoo.data.folder import Folder
 from fgvczoo.errors import FgvczooError
 from fgvczoo.progress import progress as bar
 
 _SHOWN = 20  # problems of one kind, and classes, that are named
+_Official = TypeVar("_Official", CUB, Cars)
 _FEW = 5  # training images without which a class is worth a note
 
 
@@ -49,16 +53,9 @@ def check_cub(root: str | Path, *, progress: bool = True) -> Report:
     progress: show a bar on stderr.
     """
     report = Report()
-    try:
-        reader = CUB(root)
-    except FgvczooError as error:
-        report.add("wrong", str(error))
+    reader = _open(report, CUB, root)
+    if reader is None:
         return report
-    counts = ", ".join(f"{len(rows):,} {name}" for name, rows in reader.splits.items())
-    report.add("ok", f"{reader.folder}: {len(reader):,} images of {len(reader.class_names)} classes ({counts})")
-    train = np.bincount(reader.labels[reader.splits["train"]], minlength=len(reader.class_names))
-    if empty := [reader.class_names[label] for label in np.flatnonzero(train == 0)]:
-        report.add("note", f"{len(empty)} classes without a training image, such as {', '.join(empty[:5])}")
     for key in ("bbox", "parts", "attributes", "class_attributes"):
         try:
             if key == "class_attributes":
@@ -76,6 +73,33 @@ def check_cub(root: str | Path, *, progress: bool = True) -> Report:
     else:
         _check_pictures(reader, report, ["mask"], progress=progress)
     return report
+
+
+def check_cars(root: str | Path, *, progress: bool = True) -> Report:
+    """Reads the annotations and every picture of a copy of Stanford Cars in any of its layouts. Changes nothing.
+
+    progress: show a bar on stderr.
+    """
+    report = Report()
+    reader = _open(report, Cars, root)
+    if reader is not None:
+        _check_pictures(reader, report, ["bbox"], progress=progress)
+    return report
+
+
+def _open(report: Report, official: Callable[[str | Path], _Official], root: str | Path) -> _Official | None:
+    """The reader of an official layout, with its counts reported; None where it cannot be read."""
+    try:
+        reader = official(root)
+    except FgvczooError as error:
+        report.add("wrong", str(error))
+        return None
+    counts = ", ".join(f"{len(rows):,} {name}" for name, rows in reader.splits.items())
+    report.add("ok", f"{reader.folder}: {len(reader):,} images of {len(reader.all_class_names)} classes ({counts})")
+    train = np.bincount(reader.labels[reader.splits["train"]], minlength=len(reader.class_names))
+    if empty := [reader.class_names[label] for label in np.flatnonzero(train == 0)]:
+        report.add("note", f"{len(empty)} classes without a training image, such as {', '.join(empty[:5])}")
+    return reader
 
 
 def check_folder(root: str | Path, table: str | Path | None = None, *, progress: bool = True) -> Report:

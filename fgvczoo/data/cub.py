@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fgvczoo.data.base import FGVCDataModule, Reader
-from fgvczoo.data.official import Protocol, by_protocol, check_listed
+from fgvczoo.data.official import Protocol, by_protocol, check_listed, read_text
 from fgvczoo.errors import FgvczooError
 from fgvczoo.preprocess import read_image
 
@@ -144,7 +144,7 @@ class CUB(Reader):
         if not listed:
             raise FgvczooError(f"{file}: lists no image")
         self.image_ids = np.array(sorted(listed), np.int64)
-        self._files = np.array([listed[number] for number in self.image_ids.tolist()], dtype=object)
+        self._files = [listed[number] for number in self.image_ids.tolist()]
         check_listed(self.folder / "images", self._files, file)
 
     def __len__(self) -> int:
@@ -365,7 +365,7 @@ def _find(root: str | Path | None) -> Path:
 def _pairs(file: Path) -> list[tuple[int, str]]:
     """Lines `number text`; the text may hold spaces."""
     pairs = []
-    for place, line in enumerate(_text(file).splitlines(), 1):
+    for place, line in enumerate(read_text(file).splitlines(), 1):
         number, _, text = line.strip().partition(" ")
         if not number.isdecimal() or not text:
             raise FgvczooError(f"{file}: line {place} is {line[:80]!r}; expected a number and a name")
@@ -392,10 +392,3 @@ def _table(file: Path, columns: Sequence[int], dtype: type[np.generic]) -> np.nd
             reason = str(error).splitlines()[0].rstrip(".")
             raise FgvczooError(f"{file}: {reason}; expected {len(columns)} numbers a line") from None
     return table.reshape(-1, len(columns))
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FgvczooError(f"{file}: cannot be read ({error})") from None

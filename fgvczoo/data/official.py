@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -39,15 +39,15 @@ def disjoint_splits(is_train: np.ndarray) -> dict[str, np.ndarray]:
     return {"train": train, "test": test, "query": test, "gallery": test}
 
 
-def check_listed(folder: Path, paths: Iterable[str], source: Path) -> None:
+def check_listed(folder: Path, paths: Sequence[str], source: Path) -> None:
     """Refuses paths, relative to `folder` with "/", that lead out of it, and files that are not there.
 
     source: the list, as messages call it.
     """
     # One listing for each folder: thousands of single questions take long on network disks.
     present: dict[str, set[str]] = {}
-    missing, count = [], 0
-    for count, path in enumerate(paths, 1):
+    missing = []
+    for path in paths:
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts or "\\" in path:
             raise FgvczooError(f"{source}: lists {path!r}, outside the images folder")
@@ -59,6 +59,16 @@ def check_listed(folder: Path, paths: Iterable[str], source: Path) -> None:
             missing.append(path)
     if missing:
         raise FgvczooError(
-            f"{folder}: {len(missing)} of {count} listed images are missing, such as {', '.join(missing[:5])}; unpack "
-            "the archive again"
+            f"{folder}: {len(missing)} of {len(paths)} listed images are missing, such as "
+            f"{', '.join(map(repr, missing[:5]))}; unpack the archive again"
         )
+
+
+def read_text(file: Path) -> str:
+    """The text of a file of UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FgvczooError(f"{file} is missing; unpack the archive again") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FgvczooError(f"{file}: cannot be read ({error})") from None

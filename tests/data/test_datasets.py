@@ -13,6 +13,7 @@ from fgvczoo.batch import Batch
 from fgvczoo.data.base import FGVCDataModule
 from fgvczoo.tasks.base import DataSource
 from fgvczoo.zoo.registry import DATASETS, dataset_class
+from tests.data.cars.make import make_cars
 from tests.data.cub.make import make_cub
 from tests.data.folder.make import make_table, write_table
 from tests.data.hub.make import make_parquet
@@ -27,7 +28,8 @@ VARIANTS = [*sorted(DATASETS), "hub, as a stream"]
 @pytest.fixture(scope="module")
 def copies(birds, tmp_path_factory):
     """The options that open a tiny copy of each data set."""
-    roots = {name: tmp_path_factory.mktemp(name) for name in ("cub", "folder", "hub")}
+    roots = {name: tmp_path_factory.mktemp(name) for name in ("cars", "cub", "folder", "hub")}
+    make_cars(roots["cars"])
     make_cub(roots["cub"])
     write_table(roots["folder"] / "metadata.csv", make_table(roots["folder"]))
     make_parquet(roots["hub"], COUNTS)
