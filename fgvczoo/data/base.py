@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fgvczoo.batch import RAGGED_KEYS, Batch
-from fgvczoo.data.samplers import EpochBatchSampler, ExactSampler
+from fgvczoo.data.samplers import EpochBatchSampler, ExactSampler, PKBatchSampler, TrainBatchSampler
 from fgvczoo.data.transforms import Transform, crop_sample
 from fgvczoo.errors import FgvczooError, FgvczooWarning, did_you_mean
 from fgvczoo.preprocess import Preprocess, image_size, read_image
@@ -147,6 +147,9 @@ class FGVCDataModule(lightning.LightningDataModule):
         num_workers: loading processes; 0 loads in the main one.
         augmentation: a protocol of `fgvczoo.data.transforms.AUGMENTATIONS`, for training.
         preprocess: values of `fgvczoo.preprocess.Preprocess`, where they differ from its defaults.
+        images_per_class: K; training batches then hold K images of each of `batch_size` / K classes, each batch drawn
+            anew (`PKBatchSampler`). Without it every image is used once in an epoch.
+        batches_per_epoch: of `images_per_class`; by default as many as the training rows fill.
         seed: of order and augmentation.
         val_fraction: share of the training rows of every class that becomes the split "val"; the choice is fixed.
         on_corrupt: "error" stops at an unreadable picture; "skip" goes on without it, warns and counts it in `skipped`.
@@ -168,6 +171,8 @@ class FGVCDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
         augmentation: str = "none",
         preprocess: dict[str, Any] | None = None,
+        images_per_class: int | None = None,
+        batches_per_epoch: int | None = None,
         seed: int = 0,
         val_fraction: float = 0.0,
         on_corrupt: str = "error",
@@ -180,6 +185,13 @@ class FGVCDataModule(lightning.LightningDataModule):
         for name, given in (("num_workers", num_workers), ("seed", seed)):
             if given < 0:
                 raise FgvczooError(f"{name}={given}; expected at least 0")
+        for option, size in (("images_per_class", images_per_class), ("batches_per_epoch", batches_per_epoch)):
+            if size is not None and size < 1:
+                raise FgvczooError(f"{option}={size}; expected at least 1")
+        if batches_per_epoch is not None and images_per_class is None:
+            raise FgvczooError(
+                f"batches_per_epoch={batches_per_epoch} without images_per_class: an epoch is every image once"
+            )
         if not 0 <= val_fraction < 1:
             raise FgvczooError(f"val_fraction={val_fraction}; expected a number in [0, 1)")
         if on_corrupt not in ("error", "skip"):
@@ -193,6 +205,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         reader.require(keys)
         self.reader = reader
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.images_per_class, self.batches_per_epoch = images_per_class, batches_per_epoch
         self.seed, self.on_corrupt, self.keys = seed, on_corrupt, tuple(keys)
         self.preprocess = make_preprocess(preprocess)
         self.transform = Transform(self.preprocess, augmentation, reader.flip_pairs)
@@ -210,13 +223,14 @@ class FGVCDataModule(lightning.LightningDataModule):
         for name in ("train_plain", "projection"):
             self.splits.setdefault(name, self.splits["train"])
         self.skipped: dict[str, str] = {}
-        self._samplers: list[EpochBatchSampler] = []
+        self._samplers: list[TrainBatchSampler] = []
 
     def loader(self, split: str, augment: bool = False, shard: str = "exact") -> Loader:
         """Batches of a split.
 
         shard: "exact" gives every row once, in order, each process a contiguous share without padding; "train" gives
-            shuffled batches of `batch_size` over all processes (`EpochBatchSampler`).
+            shuffled batches of `batch_size` over all processes (`EpochBatchSampler`, or `PKBatchSampler` where
+            `images_per_class` is given).
         augment: by the protocol of this data module, from (seed, epoch, row).
         """
         if split not in self.splits:
@@ -232,14 +246,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         world_size, rank = self._processes()
         options: dict[str, Any]
         if shard == "train":
-            sampler = EpochBatchSampler(
-                len(rows),
-                self.batch_size,
-                seed=self.seed,
-                shuffle=not dataset.shuffles,
-                world_size=world_size,
-                rank=rank,
-            )
+            sampler = self._sampler(rows, dataset, {"seed": self.seed, "world_size": world_size, "rank": rank})
             self._samplers.append(sampler)
             options = {"batch_sampler": sampler}
         else:
@@ -324,6 +331,17 @@ class FGVCDataModule(lightning.LightningDataModule):
     def _rows(self, rows: np.ndarray, seed: int | None, *, shuffle: bool) -> Rows:
         """The samples of a loader. shuffle: it is for training."""
         return Rows(self.reader, rows, self.transform, self.keys, self.on_corrupt, seed)
+
+    def _sampler(self, rows: np.ndarray, dataset: Rows, options: dict[str, int]) -> TrainBatchSampler:
+        if self.images_per_class is None:
+            return EpochBatchSampler(len(rows), self.batch_size, shuffle=not dataset.shuffles, **options)
+        return PKBatchSampler(
+            self.reader.labels[rows],
+            self.batch_size,
+            self.images_per_class,
+            batches_per_epoch=self.batches_per_epoch,
+            **options,
+        )
 
     def _processes(self) -> tuple[int, int]:
         if self.trainer is not None:

@@ -11,6 +11,7 @@ import torch
 
 from fgvczoo.batch import Batch
 from fgvczoo.data.base import FGVCDataModule
+from fgvczoo.errors import FgvczooError
 from fgvczoo.tasks.base import DataSource
 from fgvczoo.zoo.registry import DATASETS, dataset_class
 from tests.data.cars.make import make_cars
@@ -124,3 +125,26 @@ def test_the_middle_of_an_epoch_is_found_again(open_):
     loader = open_().train_dataloader()
     loader.batch_sampler.skip = 2
     assert same(list(loader), whole[2:])
+
+
+def test_batches_of_p_classes_with_k_images(open_, monkeypatch):
+    options = {"images_per_class": 2, "batches_per_epoch": 5, "augmentation": "small-birds"}
+    try:
+        data = open_(**options)
+    except FgvczooError as error:
+        assert "a stream" in str(error)
+        return
+    whole = list(data.train_dataloader())
+    assert len(whole) == 5
+    for batch in whole:
+        assert batch["label"].unique(return_counts=True)[1].tolist() == [2, 2]
+    assert same(whole, list(open_(**options, num_workers=1).train_dataloader()))
+    loader = open_(**options).train_dataloader()
+    loader.batch_sampler.skip = 2
+    assert same(list(loader), whole[2:])
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(data, "_processes", lambda rank=rank: (2, rank))
+        shares.append(list(data.train_dataloader()))
+    for batch, one, other in zip(whole, *shares, strict=True):
+        assert torch.cat([one["image"], other["image"]]).equal(batch["image"])
