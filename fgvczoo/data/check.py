@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,11 +15,19 @@ from fgvczoo.data.base import FGVCDataModule, Reader
 from fgvczoo.data.cars import Cars
 from fgvczoo.data.cub import CUB
 from fgvczoo.data.folder import Folder
+from fgvczoo.data.sop import SOP
 from fgvczoo.errors import FgvczooError
 from fgvczoo.progress import progress as bar
 
 _SHOWN = 20  # problems of one kind, and classes, that are named
-_Official = TypeVar("_Official", CUB, Cars)
+_CARS_ARCHIVES = {
+    "cars_train.tgz": "065e5b463ae28d29e77c1b4b166cfe61",
+    "cars_test.tgz": "4ce7ebf6a94d07f1952d94dd34c4d501",
+    "car_devkit.tgz": "c3b158d763b6e2245038c8ad08e45376",
+    "cars_test_annos_withlabels.mat": "b0a2b23655a3edd16d84508592a98d10",
+}
+_SOP_ARCHIVES = {"Stanford_Online_Products.zip": "7f73d41a2f44250d4779881525aea32e"}
+_Official = TypeVar("_Official", CUB, Cars, SOP)
 _FEW = 5  # training images without which a class is worth a note
 
 
@@ -83,8 +91,34 @@ def check_cars(root: str | Path, *, progress: bool = True) -> Report:
     report = Report()
     reader = _open(report, Cars, root)
     if reader is not None:
+        _check_archives(reader.folder, report, _CARS_ARCHIVES)
         _check_pictures(reader, report, ["bbox"], progress=progress)
     return report
+
+
+def check_sop(root: str | Path, *, progress: bool = True) -> Report:
+    """Reads the lists and every picture of a copy of Stanford Online Products. Changes nothing.
+
+    progress: show a bar on stderr.
+    """
+    report = Report()
+    reader = _open(report, SOP, root)
+    if reader is not None:
+        _check_archives(reader.folder.parent, report, _SOP_ARCHIVES)
+        _check_pictures(reader, report, [], progress=progress)
+    return report
+
+
+def _check_archives(folder: Path, report: Report, archives: dict[str, str]) -> None:
+    """Compares the archives that still lie there with MD5 sums, which are hearsay: another one is only a note."""
+    for name, expected in archives.items():
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                found = file_digest(file, "md5").hexdigest()
+            if found == expected:
+                report.add("ok", f"{folder / name}: MD5 {found}")
+            else:
+                report.add("note", f"{folder / name}: MD5 {found}, elsewhere {expected} is named; what it holds counts")
 
 
 def _open(report: Report, official: Callable[[str | Path], _Official], root: str | Path) -> _Official | None:

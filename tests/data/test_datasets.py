@@ -18,6 +18,7 @@ from tests.data.cars.make import make_cars
 from tests.data.cub.make import make_cub
 from tests.data.folder.make import make_table, write_table
 from tests.data.hub.make import make_parquet
+from tests.data.sop.make import make_sop
 from tests.data.test_cub import same
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -29,8 +30,9 @@ VARIANTS = [*sorted(DATASETS), "hub, as a stream"]
 @pytest.fixture(scope="module")
 def copies(birds, tmp_path_factory):
     """The options that open a tiny copy of each data set."""
-    roots = {name: tmp_path_factory.mktemp(name) for name in ("cars", "cub", "folder", "hub")}
+    roots = {name: tmp_path_factory.mktemp(name) for name in ("cars", "cub", "folder", "hub", "sop")}
     make_cars(roots["cars"])
+    make_sop(roots["sop"])
     make_cub(roots["cub"])
     write_table(roots["folder"] / "metadata.csv", make_table(roots["folder"]))
     make_parquet(roots["hub"], COUNTS)
@@ -87,7 +89,7 @@ def test_rows_and_samples_agree_with_batches(open_):
         assert row.keys() >= ROW and row["index"] == sample["index"] == index and row["split"] == "test"
         assert data.find(str(row["image_id"])) == index
         assert sample["image"].equal(image) and sample["label"] == row["label"] == label
-        assert row["class_name"] == data.class_names[label]
+        assert row["class_name"] == data.reader.all_class_names[label]
         assert data.picture(index).shape == (row["height"], row["width"], 3)
         assert row["path"] is None or Path(row["path"]).is_absolute()
     assert [index for index, *_ in batches] == data.splits["test"].tolist()

@@ -151,9 +151,7 @@ def test_the_batches_of_a_published_protocol():
 
 
 def test_a_batch_that_the_classes_cannot_fill_is_refused():
-    with pytest.raises(
-        FgvczooError, match="batch_size=6 with images_per_class=2: 3 classes have 5 images"
-    ):
+    with pytest.raises(FgvczooError, match="batch_size=6 with images_per_class=2: 3 classes have 5 images"):
         drawn([0, 0, 0, 1, 2, 2], 6, 2)
     with pytest.raises(FgvczooError, match="multiple of 2"):
         drawn([0, 0, 1], 3, 2, world_size=2)
