@@ -152,6 +152,8 @@ class FGVCDataModule(lightning.LightningDataModule):
         batches_per_epoch: of `images_per_class`; by default as many as the training rows fill.
         seed: of order and augmentation.
         val_fraction: share of the training rows of every class that becomes the split "val"; the choice is fixed.
+        val_classes: share of the training classes, the last of them, whose images become the split "val" instead and
+            are not trained on; where training and test classes are disjoint, this is what measures retrieval.
         on_corrupt: "error" stops at an unreadable picture; "skip" goes on without it, warns and counts it in `skipped`.
         keys: annotations wanted in the batches, beside `image`, `index` and `label`.
 
@@ -175,6 +177,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         batches_per_epoch: int | None = None,
         seed: int = 0,
         val_fraction: float = 0.0,
+        val_classes: float = 0.0,
         on_corrupt: str = "error",
         keys: Sequence[str] = (),
     ) -> None:
@@ -192,8 +195,11 @@ class FGVCDataModule(lightning.LightningDataModule):
             raise FgvczooError(
                 f"batches_per_epoch={batches_per_epoch} without images_per_class: an epoch is every image once"
             )
-        if not 0 <= val_fraction < 1:
-            raise FgvczooError(f"val_fraction={val_fraction}; expected a number in [0, 1)")
+        for option, share in (("val_fraction", val_fraction), ("val_classes", val_classes)):
+            if not 0 <= share < 1:
+                raise FgvczooError(f"{option}={share}; expected a number in [0, 1)")
+        if val_classes and val_fraction:
+            raise FgvczooError("val_fraction and val_classes: two ways to get val; give one")
         if on_corrupt not in ("error", "skip"):
             raise FgvczooError(f"on_corrupt={on_corrupt!r}; expected 'error' or 'skip'")
         known_keys = (*reader.keys, "size")
@@ -210,7 +216,6 @@ class FGVCDataModule(lightning.LightningDataModule):
         self.preprocess = make_preprocess(preprocess)
         self.transform = Transform(self.preprocess, augmentation, reader.flip_pairs)
         self.class_names = list(reader.class_names)
-        self.num_classes = len(self.class_names)
         self.dataset_name = reader.name
         self.licence_allows_pictures = reader.licence_allows_pictures
         self.splits = dict(reader.splits)
@@ -220,6 +225,9 @@ class FGVCDataModule(lightning.LightningDataModule):
             self.splits["train"], self.splits["val"] = stratified(
                 self.splits["train"], reader.labels, val_fraction, "val"
             )
+        if val_classes:
+            self._hold_out_classes(val_classes)
+        self.num_classes = len(self.class_names)
         for name in ("train_plain", "projection"):
             self.splits.setdefault(name, self.splits["train"])
         self.skipped: dict[str, str] = {}
@@ -327,6 +335,20 @@ class FGVCDataModule(lightning.LightningDataModule):
 
     def predict_dataloader(self) -> Loader:
         return self.loader("test")
+
+    def _hold_out_classes(self, share: float) -> None:
+        if "query" not in self.splits:
+            raise FgvczooError(
+                f"val_classes={share}: {self.dataset_name} is tested on the classes that it is trained on; give "
+                "val_fraction, or for retrieval protocol='metric-learning'"
+            )
+        kept = len(self.class_names) - max(round(share * len(self.class_names)), 1)
+        if not kept:
+            raise FgvczooError(f"val_classes={share} leaves none of {len(self.class_names)} classes to train on")
+        train = self.splits["train"]
+        held_out = self.reader.labels[train] >= kept
+        self.splits["train"], self.splits["val"] = train[~held_out], train[held_out]
+        self.class_names = self.class_names[:kept]
 
     def _rows(self, rows: np.ndarray, seed: int | None, *, shuffle: bool) -> Rows:
         """The samples of a loader. shuffle: it is for training."""

@@ -102,6 +102,20 @@ def test_metric_learning_splits_by_class_and_pools_both_parts(tmp_path, layout):
     assert row["label"] in (2, 3) and row["class_name"] == CLASSES[row["label"]] and row["split"] == "test"
 
 
+def test_whole_classes_can_be_held_out_for_validation(shared):
+    data = module(shared[0], protocol="metric-learning", val_classes=0.2)  # at least one of two
+    labels = data.reader.labels
+    assert data.num_classes == 1 and data.class_names == list(CLASSES[:1])
+    for name, expected in (("train", {0}), ("projection", {0}), ("val", {1}), ("test", {2, 3}), ("query", {2, 3})):
+        assert set(labels[data.splits[name]]) == expected
+    assert len(data.splits["train"]) + len(data.splits["val"]) == 14
+    assert [label for batch in data.val_dataloader() for label in batch["label"].tolist()] == [1] * 7
+    refused(shared[0], "val_classes=0.2: cars is tested on the classes that it is trained on", val_classes=0.2)
+    refused(shared[0], "give one", protocol="metric-learning", val_classes=0.2, val_fraction=0.2)
+    refused(shared[0], "leaves none of 2 classes", protocol="metric-learning", val_classes=0.9)
+    refused(shared[0], "val_classes=1; expected", val_classes=1)
+
+
 def test_the_real_set_must_have_its_counts(copy, monkeypatch):
     names = ["AM General Hummer SUV 2000", *(f"Car {number}" for number in range(195))]
     scipy.io.savemat(copy / "devkit/cars_meta.mat", {"class_names": np.array(names, object)})
