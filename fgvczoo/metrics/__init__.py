@@ -10,6 +10,23 @@ from fgvczoo.metrics.heatmaps import (
     object_mask,
     outside_inside_ratio,
 )
+from fgvczoo.metrics.localization import (
+    BoxLocalization,
+    PixelLocalization,
+    class_ranks,
+    peak_iou,
+    pixel_average_precision,
+    pixel_histograms,
+    sweep,
+)
+from fgvczoo.metrics.localization_boxes import (
+    DIALECTS,
+    Dialect,
+    box_iou,
+    map_boxes,
+    prepare_maps,
+    truth_boxes,
+)
 from fgvczoo.metrics.prototypes import (
     Consistency,
     Stability,
@@ -21,22 +38,35 @@ from fgvczoo.metrics.prototypes import (
 )
 
 __all__ = [
+    "DIALECTS",
+    "BoxLocalization",
     "Consistency",
     "DeletionAUC",
+    "Dialect",
     "HeatmapScores",
+    "PixelLocalization",
     "Stability",
     "area_under_curve",
+    "box_iou",
     "changed_share",
     "class_activation",
+    "class_ranks",
     "consistency",
     "content_heatmap",
     "deletion_curve",
     "heatmap",
     "heatmap_iou",
+    "map_boxes",
     "object_mask",
     "outside_inside_ratio",
     "own_pairs",
     "part_hits",
+    "peak_iou",
     "perturb",
+    "pixel_average_precision",
+    "pixel_histograms",
+    "prepare_maps",
     "stability",
+    "sweep",
+    "truth_boxes",
 ]

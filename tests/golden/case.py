@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,30 +75,57 @@ class Case:
         return dict(self.spec.get("constants", {}))
 
     @cached_property
-    def outputs(self) -> dict[str, Tensor]:
-        """What the authors' implementation gives, by name."""
+    def outputs(self) -> dict[str, Any]:
+        """What the authors' implementation gives, by name: tensors, or nested lists where it is ragged. Of one that is
+        stored in part, X, there are X.slice, X.mean and X.std."""
         arrays = self.path.with_suffix(".npz")
         stored = dict(np.load(arrays)) if arrays.exists() else {}
-        return {key: _output(key, spec, stored) for key, spec in self.spec["outputs"].items()}
+        outputs: dict[str, Any] = {}
+        for key, spec in self.spec["outputs"].items():
+            if spec["shape"] == "ragged":
+                outputs[key] = spec["values"]
+            elif "slice" in spec:
+                outputs[f"{key}.slice"] = _part(key, spec, stored)
+                for moment in ("mean", "std"):
+                    outputs[f"{key}.{moment}"] = torch.tensor(spec[moment], dtype=torch.float64)
+            else:
+                outputs[key] = _output(key, spec, stored)
+        return outputs
 
     def tolerance(self, output: str) -> dict[str, float]:
+        """Of all outputs, or of those whose names match, or of those of their kind (scores, maps, ...)."""
         chosen = self.spec.get("tolerance_overrides", {}).get(output, self.spec["tolerance"])
+        if not set(chosen) & {"rtol", "atol"}:
+            patterns = [(pattern, pattern) for pattern in chosen] + [pair for pair in _KINDS if pair[1] in chosen]
+            whole = output.rpartition(".")[0] if output.endswith((".slice", ".mean", ".std")) else output
+            found = [key for pattern, key in patterns if fnmatch(whole, pattern)]
+            chosen = chosen[found[0]] if found else _UNTOLD
+            if isinstance(chosen, str) and chosen.startswith("exact"):
+                chosen = {"rtol": 0.0, "atol": 0.0}
+            chosen = {"rtol": 0.0, **chosen}
         if set(chosen) != {"rtol", "atol"}:
             raise ValueError(f"{self.path}: tolerance {chosen} of {output}: expected rtol and atol")
         return dict(chosen)
 
-    def compare(self, ours: Mapping[str, Tensor]) -> list[Verdict]:
-        """Every expected output against ours. `X.summary`, `X.first64` and `X.shape` are taken from our X."""
+    def compare(self, ours: Mapping[str, Any]) -> list[Verdict]:
+        """Every expected output against ours. `X.summary`, `X.first64`, `X.slice` and the like are taken from our X."""
         return [self._verdict(name, truth, ours) for name, truth in self.outputs.items()]
 
-    def _verdict(self, name: str, truth: Tensor, ours: Mapping[str, Tensor]) -> Verdict:
+    def _verdict(self, name: str, truth: Any, ours: Mapping[str, Any]) -> Verdict:
         value = ours.get(name)
         whole, _, view = name.rpartition(".")
-        if value is None and view in VIEWS and whole in ours:
-            value = VIEWS[view](ours[whole])
+        if value is None and whole in ours:
+            if view == "slice":
+                value = ours[whole].detach()[_index(self.spec["outputs"][whole]["slice"])]
+            elif view in VIEWS:
+                value = VIEWS[view](ours[whole])
         if value is None:
             return Verdict(name, False, "the adapter gives no such output")
+        if not isinstance(truth, Tensor):
+            return Verdict(name, value == truth, "equal" if value == truth else "differs")
         value = value.detach()
+        if "dtype" not in self.spec["outputs"].get(name, {}) and truth.dtype == torch.float64:
+            value = value.double()
         if value.shape != truth.shape:
             return Verdict(name, False, f"shape {tuple(value.shape)}, expected {tuple(truth.shape)}")
         if value.is_floating_point() != truth.is_floating_point():
@@ -125,7 +154,23 @@ def _summary(values: Tensor) -> Tensor:
     return torch.stack([values.mean(), values.std(correction=0), values.min(), values.max(), values.norm()])
 
 
+# Kinds of outputs, where tolerances are given by kind.
+_KINDS = (
+    ("*grad_norm/*", "grad_norms"),
+    ("loss_*", "losses"),
+    ("bas", "losses"),
+    ("area", "losses"),
+    ("*M_*", "maps"),
+    ("*map*", "maps"),
+    ("*score*", "scores"),
+    ("S*", "scores"),
+    ("after_forward/*", "scores"),
+)
+_UNTOLD = {"rtol": 1e-9, "atol": 1e-9}  # of outputs that a case says no tolerance of: labels, counts, rates
+
 VIEWS = {
+    "mean": lambda values: values.double().mean(),
+    "std": lambda values: values.double().std(correction=0),
     "summary": _summary,
     "first64": lambda values: values.flatten()[:64],
     "shape": lambda values: torch.tensor(values.shape),
@@ -151,11 +196,27 @@ def _input(key: str, spec: Mapping[str, Any]) -> Tensor:
 
 
 def _output(key: str, spec: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> Tensor:
-    dtype = getattr(torch, spec.get("dtype", "float32"))
+    # Outputs without a type are numbers to all their digits, whole ones too.
+    dtype = getattr(torch, spec.get("dtype", "float64"))
     values = (
         torch.from_numpy(stored[spec["npz"]]) if "npz" in spec else torch.tensor(spec["values"], dtype=torch.float64)
     )
     return values.to(dtype).reshape(spec["shape"])
+
+
+def _part(key: str, spec: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> Tensor:
+    """The stored part of an output: `slice` is the index that took it from the whole."""
+    values = stored[spec["npz"]] if "npz" in spec else np.array(spec["values"])
+    return torch.from_numpy(values).double()
+
+
+def _index(text: str) -> tuple[Any, ...]:
+    """A numpy index as text, "[:, 0, ::3]", as a value."""
+    parts = []
+    for part in re.sub(r"\s", "", text).strip("[]").split(","):
+        numbers = [int(number) if number else None for number in part.split(":")]
+        parts.append(slice(*numbers) if len(numbers) > 1 else numbers[0])
+    return tuple(parts)
 
 
 def find_cases(folder: Path) -> Iterator[Case]:

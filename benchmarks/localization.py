@@ -1,0 +1,170 @@
+"""Times localisation metrics against a transcription of the reference protocol: `python benchmarks/localization.py`.
+
+Choe et al. 2020, as its evaluation goes: for each of 1000 thresholds the map is cut, all contours are traced, and every
+box is compared with every ground-truth box; one pass for MaxBoxAcc and MaxBoxAccV2 together (the reference needs a run
+for each), one for PxAP. Here at most 256 cuts are traced, in the window that holds their foreground.
+
+5,794 maps of 224 x 224 (as many as CUB-200-2011 has test images): network maps of 14 x 14 cells around one object, and
+speckled ones, made and prepared beforehand. The reference runs on the first REFERENCE of them and both are compared on
+those, exactly; ours runs on all. One thread. Writes results/localization_metrics.json and .md.
+
+The second part times a training step of BAS, see `training`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from ops import processor
+from torch import Tensor
+
+from fgvczoo.files import write_text
+from fgvczoo.metrics.localization import BoxLocalization, PixelLocalization, sweep
+from fgvczoo.metrics.localization_boxes import prepare_maps
+
+RESULTS = Path(__file__).parent / "results"
+IMAGES, SIDE, CELLS = 5794, 224, 14
+REFERENCE = 100
+BATCH = 50
+KINDS = ("smooth", "speckled")
+
+
+def maps_of(kind: str, first: int, count: int) -> tuple[Tensor, list[np.ndarray], Tensor]:
+    """Prepared maps (B, 224, 224), one or two boxes an image, masks."""
+    generator = torch.Generator().manual_seed(first)
+    cells = torch.arange(CELLS).float()
+    centre = 3 + 7 * torch.rand(count, 2, generator=generator)
+    spread = 2 + 2 * torch.rand(count, 2, generator=generator)
+    rows, columns = ((cells - centre[:, axis, None]) / spread[:, axis, None] for axis in (0, 1))
+    blob = torch.exp(-(rows[:, :, None] ** 2) - columns[:, None] ** 2)
+    noise = torch.randn(count, CELLS, CELLS, generator=generator)
+    raw = blob + (0.05 if kind == "smooth" else 0.4) * noise
+    scale = SIDE / CELLS
+    low, high = (centre - spread).mul(scale).clamp(0, SIDE - 2), (centre + spread).mul(scale).clamp(1, SIDE - 1)
+    boxes = torch.cat([low.flip(1), high.flip(1)], dim=1).floor().numpy()
+    truth = [box[None] if number % 3 else np.stack([box, box]) for number, box in enumerate(boxes)]
+    masks = torch.zeros(count, SIDE, SIDE, dtype=torch.int64)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.astype(int)):
+        mask[y0:y1, x0:x1] = 1
+    return prepare_maps(raw, (SIDE, SIDE)), truth, masks
+
+
+def reference(maps: np.ndarray, truth: list[np.ndarray], masks: np.ndarray) -> dict[str, Any]:
+    """The protocol as it is written."""
+    thresholds = np.arange(0, 1, 0.001)
+    levels = np.array([0.3, 0.5, 0.7])
+    single, multi = np.zeros((3, len(thresholds)), np.int64), np.zeros((3, len(thresholds)), np.int64)
+    edges = np.append(thresholds, [1.0, 2.0, 3.0])
+    true, false = np.zeros(len(edges) - 1, np.int64), np.zeros(len(edges) - 1, np.int64)
+    for heat, boxes, mask in zip(maps, truth, masks):
+        height, width = heat.shape
+        grey = (heat * 255).astype(np.uint8)[..., None]
+        boxes_of, counts, largest = [], [], []
+        for threshold in thresholds:
+            _, cut = cv2.threshold(grey, int(threshold * np.max(grey)), 255, cv2.THRESH_BINARY)
+            contours = cv2.findContours(cut, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
+            if not len(contours):
+                boxes_of.append([0, 0, 0, 0])
+                counts.append(1)
+                largest.append(0)
+                continue
+            for contour in contours:
+                x, y, w, h = cv2.boundingRect(contour)
+                boxes_of.append([x, y, min(x + w, width - 1), min(y + h, height - 1)])
+            counts.append(len(contours))
+            largest.append(int(np.argmax([cv2.contourArea(contour) for contour in contours])))
+        iou = iou_matrix(np.array(boxes_of), boxes)
+        start = 0
+        for place, (count, number) in enumerate(zip(counts, largest)):
+            own = iou[start : start + count]
+            multi[:, place] += own.max() >= levels
+            single[:, place] += own[number].max() >= levels
+            start += count
+        true += np.histogram(heat[mask == 1], edges)[0]
+        false += np.histogram(heat[mask == 0], edges)[0]
+    return {"single": single, "multi": multi, "true": true, "false": false}
+
+
+def iou_matrix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    low, high = np.maximum(one[:, None, :2], other[:, :2]), np.minimum(one[:, None, 2:], other[:, 2:])
+    both = np.maximum(high - low + 1, 0).prod(2)
+    areas = [(boxes[:, 2:] - boxes[:, :2] + 1).prod(1) for boxes in (one, other)]
+    return both / (areas[0][:, None] + areas[1] - both)
+
+
+def metrics(images: int) -> dict[str, Any]:
+    """Seconds a map of both ways, for both kinds of maps."""
+    rows = {}
+    for kind in KINDS:
+        heat, truth, masks = maps_of(kind, 0, REFERENCE)
+        arrays = heat.numpy(), truth, masks.numpy()
+        start = time.perf_counter()
+        theirs = reference(*arrays)
+        reference_seconds = (time.perf_counter() - start) / REFERENCE
+        boxes, pixels = BoxLocalization("wsol", sweep()), PixelLocalization()
+        seconds = 0.0
+        for first in range(0, images, BATCH):
+            if first >= REFERENCE:
+                heat, truth, masks = maps_of(kind, first, min(BATCH, images - first))
+                part = slice(None)
+            else:
+                part = slice(first, first + BATCH)
+            start = time.perf_counter()
+            boxes.update(heat[part], truth[part])
+            pixels.update(heat[part], masks[part])
+            seconds += time.perf_counter() - start
+            if first + BATCH == REFERENCE:
+                for name, found in (
+                    ("single", boxes.correct),
+                    ("multi", boxes.correct_any),
+                    ("true", pixels.true),
+                    ("false", pixels.false),
+                ):
+                    assert (found.numpy() == theirs[name]).all(), f"{kind}, {name}: the two ways disagree"
+        rows[kind] = {"reference": reference_seconds, "ours": seconds / images, "total": seconds, "images": images}
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=IMAGES)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    rows = metrics(arguments.images)
+    about = (
+        f"{processor()}, 1 thread; torch {torch.__version__}, OpenCV {cv2.__version__}, numpy {np.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+    lines = [
+        "# Localisation metrics",
+        "",
+        (
+            f"MaxBoxAcc, MaxBoxAccV2 and PxAP at 1000 thresholds over {arguments.images:,} maps of {SIDE} x {SIDE}, "
+            f"counts equal to the reference's on {REFERENCE} of them. {about}. `python benchmarks/localization.py` "
+            "writes this file."
+        ),
+        "",
+        "| maps | reference protocol, ms a map | here, ms a map | ratio | here, all maps |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for kind, row in rows.items():
+        lines.append(
+            f"| {kind} | {1e3 * row['reference']:.1f} | {1e3 * row['ours']:.2f} | {row['reference'] / row['ours']:.1f} "
+            f"| {row['total']:.0f} s |"
+        )
+    write_text(RESULTS / "localization_metrics.md", "\n".join(lines) + "\n")
+    write_text(RESULTS / "localization_metrics.json", json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
