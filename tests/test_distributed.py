@@ -19,6 +19,8 @@ from fgvczoo.zoo.load import load
 from tests.conftest import RECIPES
 
 TRUNKS = {
+    "bas": ["--model.backbone", "vgg11", "--model.backbone_options", "null"],
+    "cam": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "st-protopnet": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "protopnet": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "linear": ["--model.backbone", "test_convnext", "--model.out_index", "1"],

@@ -54,8 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("predict", help="classify image files")
     _model_options(add)
     add.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders of them")
-    add.add_argument("-o", "--output", type=Path, help="a .csv, .json or .parquet file; default: print")
+    add.add_argument("-o", "--output", type=Path, help="a .csv, .json, .parquet or (boxes) .coco.json file; default: print")
     add.add_argument("--top", type=int, default=5, help="classes a result lists (default 5)")
+    add.add_argument("--maps", type=Path, metavar="DIR", help="of localisation models: write each image's map there")
 
     add = commands.add_parser("explain", help="why an image gets its class, as a page")
     _model_options(add)
@@ -201,7 +202,7 @@ def _recipe(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from fgvczoo.cli.files import check_table, image_files, predict_files, write_predictions
+    from fgvczoo.cli.files import check_table, image_files, predict_files, write_maps, write_predictions
 
     check_table(options.output)
     files = image_files(options.paths)
@@ -210,10 +211,13 @@ def _predict(options: argparse.Namespace) -> int:
     results = predict_files(model, files, boxes, top=options.top, unreadable=unreadable)
     if options.output is None:
         for result in results:
-            print(printable(f"{result.source}  {result.label}  {result.score:.3f}"))
+            box = "".join(f" {value:.0f}" for value in getattr(result, "box", ()))
+            print(printable(f"{result.source}  {result.label}  {result.score:.3f}{box and f'  box{box}'}"))
     else:
         write_predictions(results, options.output)
         print(f"{len(results)} predictions in {options.output}")
+    if options.maps is not None:
+        print(f"{write_maps(results, options.maps)} maps in {options.maps}")
     for line in unreadable:
         print(f"fgvczoo: {line}", file=sys.stderr)
     return 2 if unreadable else 0
@@ -229,12 +233,26 @@ def _explain(options: argparse.Namespace) -> int:
         )
     by_number = options.target is not None and options.target.isdecimal() and options.target not in model.class_names
     target = int(options.target) if by_number else options.target
-    explanations = [model.explain(path, target=target, top=options.top, box=boxes(path)) for path in options.paths]
+    truth = _truth(options, model)
+    explanations = [
+        model.explain(path, target=target, top=options.top, box=boxes(path), **truth(path)) for path in options.paths
+    ]
     written = write(explanations, options.output, names=[path.name for path in options.paths])
     for path, explanation in zip(options.paths, explanations):
         print(printable(f"{path}  {explanation.predicted}  {explanation.probability:.3f}"))
     print(f"explanation in {written}")
     return 0
+
+
+def _truth(options: argparse.Namespace, model: Any) -> Any:
+    """What is known of an image beside the model: for localisation models its annotated boxes."""
+    from fgvczoo.cli.files import truth_finder
+    from fgvczoo.tasks.localization import LocalizationModule
+
+    if options.data_root is None or not isinstance(model, LocalizationModule):
+        return lambda path: {}
+    boxes = truth_finder(model, options.data_root)
+    return lambda path: {"truth": boxes(path)}
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -19,10 +19,12 @@ from fgvczoo.files import atomic_path
 from fgvczoo.preprocess import read_image
 from fgvczoo.progress import progress
 from fgvczoo.tasks.classification import Box, ClassificationModule, Prediction, crop
+from fgvczoo.tasks.localization import LocalizedPrediction
 from fgvczoo.zoo.build import data_from_provenance
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 BATCH = 32
+COCO = ".coco.json"  # the ending of tables of boxes
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -101,7 +103,7 @@ def _batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
 
 def check_table(path: Path | None) -> None:
     """Raises `FgvczooError` for a file that `write_predictions` could not write; before anything is computed."""
-    if path is not None and path.suffix not in _TABLES:
+    if path is not None and path.suffix not in _TABLES and not path.name.endswith(COCO):
         raise FgvczooError(f"-o {path}: expected a name ending in {', '.join(_TABLES)}")
 
 
@@ -109,8 +111,69 @@ def write_predictions(results: Sequence[Prediction], path: Path) -> None:
     """A .csv (file, label, score, and the best few), .json or .parquet table, by the ending; whole or not at all."""
     check_table(path)
     with atomic_path(path) as temporary:
-        _TABLES[path.suffix]([result.to_dict() for result in results], temporary)
+        if path.name.endswith(COCO):
+            temporary.write_text(json.dumps(coco_boxes(results), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        else:
+            _TABLES[path.suffix]([result.to_dict() for result in results], temporary)
 
+
+def coco_boxes(results: Sequence[Prediction]) -> dict[str, Any]:
+    """Boxes of localisation models as COCO has them: images, annotations with one box each and its score, categories.
+
+    A box is x, y, width, height in pixels; category ids count from 1. Raises `FgvczooError` for results without boxes.
+    """
+    located = [result for result in results if isinstance(result, LocalizedPrediction)]
+    if len(located) != len(results):
+        raise FgvczooError(f"-o NAME{COCO}: this model gives no boxes; give a localisation model")
+    names = sorted({(result.index, result.label) for result in located})
+    images, annotations = [], []
+    for number, result in enumerate(located, 1):
+        x0, y0, x1, y1 = result.box
+        images.append({"id": number, "file_name": result.source, "height": result.size[0], "width": result.size[1]})
+        annotations.append(
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": result.index + 1,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+                "iscrowd": 0,
+                "score": result.score,
+            }
+        )
+    categories = [{"id": index + 1, "name": label} for index, label in names]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def write_maps(results: Sequence[Prediction], folder: Path) -> int:
+    """The maps of localisation models, FOLDER/NAME_OF_THE_IMAGE.npy, float32 (height, width) in [0, 1]; how many.
+
+    Raises `FgvczooError` for results without maps, and for two images of one name.
+    """
+    names = [Path(result.source or str(number)).name for number, result in enumerate(results)]
+    if len(set(names)) < len(names):
+        raise FgvczooError(f"--maps {folder}: several images have one name; predict one folder at a time")
+    for name, result in zip(names, results):
+        heat = getattr(result, "map", None)
+        if heat is None:
+            raise FgvczooError("--maps: this model gives no maps; give a localisation model")
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, heat)
+    return len(results)
+
+
+def truth_finder(model: Any, root: Path) -> Callable[[Path], np.ndarray]:
+    """The annotated boxes (n, 4) of the data set's own images, by their path; none for other images."""
+    reader = data_from_provenance(model, root).reader
+    index_of = {str(reader.picture(index).absolute()): index for index in range(len(reader))}
+
+    def find(path: Path) -> np.ndarray:
+        index = index_of.get(str(path.absolute()), index_of.get(str(path.resolve())))
+        row = {} if index is None else reader.row(index)
+        return np.asarray(row.get("boxes", [row["bbox"]] if "bbox" in row else []), np.float64).reshape(-1, 4)
+
+    return find
 
 def _write_json(rows: list[dict[str, Any]], path: Path) -> None:
     path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

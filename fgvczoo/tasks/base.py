@@ -73,6 +73,7 @@ class StagedModule(L.LightningModule, ABC):
     paper: ClassVar[str]
     needs: ClassVar[Needs] = Needs()
     actions: ClassVar[dict[str, str]] = {}
+    output_names: ClassVar[tuple[str, ...]] = ("logits",)  # of what `forward` gives, in exported files
 
     def __init__(
         self,

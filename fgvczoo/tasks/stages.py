@@ -28,10 +28,14 @@ from fgvczoo.errors import FgvczooError, did_you_mean
 
 @dataclass
 class Group:
-    """How a stage trains one parameter group: learning rate and (coupled, as the optimiser has it) weight decay."""
+    """How a stage trains one parameter group: learning rate and (coupled, as the optimiser has it) weight decay.
+
+    bias_lr: the learning rate of its biases, those of norms included, where it is another; 0 leaves them as they are.
+    """
 
     lr: float
     weight_decay: float = 0.0
+    bias_lr: float | None = None
 
 
 @dataclass
@@ -178,16 +182,20 @@ def _check_stage(name: str, stage: Stage, groups: Sequence[str]) -> None:
 
 def build_optimizer(stage: Stage, modules: dict[str, nn.Module]) -> Optimizer:
     """The stage's optimiser; `base_lr` of each group is what the schedule multiplies."""
-    groups = [
-        {
-            "params": list(modules[name].parameters()),
-            "lr": group.lr,
-            "base_lr": group.lr,
-            "weight_decay": group.weight_decay,
-            "name": name,
-        }
-        for name, group in stage.groups.items()
-    ]
+    groups = []
+    for name, group in stage.groups.items():
+        parts = {group.lr: list(modules[name].parameters())}
+        if group.bias_lr is not None:
+            named = list(modules[name].named_parameters())
+            biases = {id(parameter) for key, parameter in named if key.rpartition(".")[2] == "bias"}
+            parts = {group.lr: [p for _, p in named if id(p) not in biases]}
+            if group.bias_lr:
+                parts[group.bias_lr] = parts.get(group.bias_lr, []) + [p for _, p in named if id(p) in biases]
+        groups += [
+            {"params": params, "lr": lr, "base_lr": lr, "weight_decay": group.weight_decay, "name": name}
+            for lr, params in parts.items()
+            if params
+        ]
     return getattr(torch.optim, stage.optimizer)(groups, **stage.optimizer_options)
 
 

@@ -28,6 +28,24 @@ class Paper:
 
 
 PAPERS: dict[str, Paper] = {
+    "bas": Paper(
+        title=(
+            "Background Activation Suppression for Weakly Supervised Object Localization and Semantic Segmentation"
+        ),
+        authors="Zhai, Wu et al.",
+        venue="IJCV 2023",
+        url="https://arxiv.org/abs/2309.12943",
+        licence=None,
+        redistributable=False,
+        bibtex="""\
+@article{zhai2023bas,
+  title   = {Background Activation Suppression for Weakly Supervised Object Localization and Semantic Segmentation},
+  author  = {Zhai, Wei and Wu, Pingyu and Zhu, Kai and Cao, Yang and Wu, Feng and Zha, Zheng-Jun},
+  journal = {International Journal of Computer Vision},
+  year    = {2023},
+  doi     = {10.1007/s11263-023-01919-2}
+}""",
+    ),
     "protopnet": Paper(
         title="This Looks Like That: Deep Learning for Interpretable Image Recognition",
         authors="Chen, Li et al.",

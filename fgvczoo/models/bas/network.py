@@ -122,11 +122,9 @@ class BASNetwork(nn.Module):
 
     def fused_map(self, features: Tensor, weights: Tensor) -> Tensor:
         """Weighted mean of the classes' maps: (B, F, H, W), (B, C) -> (B, H, W), without all of them in memory."""
-        fused = features.new_zeros(len(features), *features.shape[2:])
+        fused = features.new_zeros(features.shape[0], *features.shape[2:])
         for first in range(0, weights.shape[1], CLASSES_AT_ONCE):
             part = slice(first, first + CLASSES_AT_ONCE)
-            if not weights[:, part].any():
-                continue
             bias = None if self.generator.bias is None else self.generator.bias[part]
             maps = F.conv2d(features, self.generator.weight[part], bias, padding=1).sigmoid()
             fused = fused + torch.einsum("bc,bchw->bhw", weights[:, part].to(maps), maps)
