@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgvczoo.errors import FgvczooError, did_you_mean
+from fgvczoo.metrics.heatmaps import is_constant
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,13 @@ def prepare_maps(maps: Tensor, size: tuple[int, int], dialect: str | Dialect = "
     # One by one in float32 as the papers' image libraries do; the normalisation in float64.
     maps = maps.detach().cpu()
     if rules.normalize_first:
-        return _resize(_normalize(maps.double(), rules.eps).float(), size, rules.interpolation).clamp(0, 1).double()
-    return _normalize(_resize(maps.float(), size, rules.interpolation).double(), rules.eps)
+        heat = _resize(_normalize(maps.double(), rules.eps).float(), size, rules.interpolation).clamp(0, 1).double()
+    else:
+        heat = _normalize(_resize(maps.float(), size, rules.interpolation).double(), rules.eps)
+    if not len(maps):
+        return heat
+    # Resizing leaves rounding on a constant map, which must not be stretched to a range of its own.
+    return heat.masked_fill(is_constant(maps)[:, None, None], 0)
 
 
 def _resize(maps: Tensor, size: tuple[int, int], mode: str) -> Tensor:
