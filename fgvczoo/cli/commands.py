@@ -54,7 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("predict", help="classify image files")
     _model_options(add)
     add.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders of them")
-    add.add_argument("-o", "--output", type=Path, help="a .csv, .json, .parquet or (boxes) .coco.json file; default: print")
+    add.add_argument(
+        "-o", "--output", type=Path, help="a .csv, .json, .parquet or (boxes) .coco.json file; default: print"
+    )
     add.add_argument("--top", type=int, default=5, help="classes a result lists (default 5)")
     add.add_argument("--maps", type=Path, metavar="DIR", help="of localisation models: write each image's map there")
 

@@ -175,6 +175,7 @@ def truth_finder(model: Any, root: Path) -> Callable[[Path], np.ndarray]:
 
     return find
 
+
 def _write_json(rows: list[dict[str, Any]], path: Path) -> None:
     path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -79,7 +79,7 @@ class LocalizationExplanation:
         file = f'<p class="soft">{html.escape(name)}</p>' if name else ""
         x0, y0, x1, y1 = (round(value) for value in self.box)
         against = (
-            f"It overlaps with the annotated box by {self.iou:.0%} (intersection over union; the annotated box is green)."
+            f"Its overlap with the annotated box, which is green, is {self.iou:.0%} (intersection over union)."
             if self.iou is not None
             else ""
         )

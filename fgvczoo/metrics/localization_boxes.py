@@ -166,7 +166,8 @@ def box_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     both = np.prod(np.maximum(high - low + 1, 0), axis=2)
     areas = [np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1) for boxes in (one, other)]
     union = areas[0][:, None] + areas[1][None] - both
-    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+    iou: np.ndarray = np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+    return iou
 
 
 @dataclass(frozen=True)
@@ -184,11 +185,13 @@ class MapBoxes:
 
     def at(self, place: int) -> np.ndarray:
         """The kept box at threshold number `place`: (4,)."""
-        return self.single[self.cut[place]]
+        box: np.ndarray = self.single[self.cut[place]]
+        return box
 
     def all_at(self, place: int) -> np.ndarray:
         """All boxes at threshold number `place`: (n, 4), at least one."""
-        return self.all[self.level == self.cut[place]]
+        boxes: np.ndarray = self.all[self.level == self.cut[place]]
+        return boxes
 
     def best_iou(self, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The best IoU with any of the ground-truth boxes (n, 4): of the kept box, of any box; (T,) each."""

@@ -49,7 +49,7 @@ class LocalizedPrediction(Prediction):
 
 
 class LocalizationModule(ClassificationModule):
-    """Base of classifiers with maps: `forward` gives logits (B, C) and the maps (B, H, W) of the classes that they name.
+    """Base of classifiers with maps: `forward` gives logits (B, C), maps (B, H, W) of the classes that they name.
 
     A subclass defines `localize`. Accuracy is watched as of any classifier; beside it, on the picture as the network
     sees it:
@@ -73,8 +73,8 @@ class LocalizationModule(ClassificationModule):
                 f"ten_crop with preprocess.crop={self.preprocess.crop}: crops are cut as squash-center does; set it"
             )
         self.dialect, self.threshold, self.ten_crop = dialect, threshold, ten_crop
-        for split in ("val", "test"):
-            setattr(self, f"{split}_boxes", BoxLocalization(dialect, [threshold], self.num_classes))
+        self.val_boxes: Metric = BoxLocalization(dialect, [threshold], self.num_classes)
+        self.test_boxes: Metric = BoxLocalization(dialect, [threshold], self.num_classes)
         self.test_sweep = BoxLocalization("wsol")
         self.test_pixels = PixelLocalization()
         self._told = False
@@ -180,7 +180,7 @@ class LocalizationModule(ClassificationModule):
 
     # -- files --------------------------------------------------------------------------------------------------
 
-    def predict(
+    def predict(  # type: ignore[override]
         self, images: Any, *, top: int = 5, box: Box | None = None
     ) -> LocalizedPrediction | list[LocalizedPrediction]:
         """As `ClassificationModule.predict`, with a map and a box of the best class."""

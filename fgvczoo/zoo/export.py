@@ -30,8 +30,8 @@ def export(model: StagedModule, path: str | Path, batch: int | None = None) -> P
     """Writes what `forward` computes in eval mode: images (B, 3, h, w), preprocessed, float32 -> logits (B, C), and of
     localisation models the maps (B, H, W) of the predicted classes.
 
-    path: .onnx (for onnxruntime and others; input "image", outputs "logits", "map") or .pt2 (for `torch.export.load`). h and w
-    are those of the model's preprocessing. batch: images at once; None: any number.
+    path: .onnx (for onnxruntime and others; input "image", outputs "logits", "map") or .pt2 (for `torch.export.load`).
+    h and w are those of the model's preprocessing. batch: images at once; None: any number.
 
     Class names, preprocessing and provenance travel in the file as JSON: in .onnx under the metadata key
     "fgvczoo.json", in .pt2 as an extra file of that name. The file appears whole or not at all; the model stays as it
@@ -94,7 +94,10 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: str, outputs: Se
     written.save(path, external_data=False)
 
 
-_WRITERS: dict[str, Callable[[ExportedProgram, Path, str, Sequence[str]], None]] = {".onnx": _write_onnx, ".pt2": _write_pt2}
+_WRITERS: dict[str, Callable[[ExportedProgram, Path, str, Sequence[str]], None]] = {
+    ".onnx": _write_onnx,
+    ".pt2": _write_pt2,
+}
 
 
 @contextmanager

@@ -29,9 +29,7 @@ class Paper:
 
 PAPERS: dict[str, Paper] = {
     "bas": Paper(
-        title=(
-            "Background Activation Suppression for Weakly Supervised Object Localization and Semantic Segmentation"
-        ),
+        title=("Background Activation Suppression for Weakly Supervised Object Localization and Semantic Segmentation"),
         authors="Zhai, Wu et al.",
         venue="IJCV 2023",
         url="https://arxiv.org/abs/2309.12943",

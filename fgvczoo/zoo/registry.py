@@ -20,6 +20,7 @@ DATASETS: dict[str, str] = {
     "cub": "fgvczoo.data.cub.CUBDataModule",
     "folder": "fgvczoo.data.folder.FolderDataModule",
     "hub": "fgvczoo.data.hub.HubDataModule",
+    "imagenet": "fgvczoo.data.imagenet.ImageNetDataModule",
     "sop": "fgvczoo.data.sop.SOPDataModule",
     "synthbirds": "fgvczoo.data.cub.SynthBirdsDataModule",
 }

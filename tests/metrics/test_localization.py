@@ -201,7 +201,7 @@ def test_mistakes_are_told() -> None:
         BoxLocalization().update(maps, truth[:2])
     with pytest.raises(FgvczooError, match="labels are missing"):
         BoxLocalization().update(maps, truth, scores=torch.zeros(4, 2))
-    with pytest.raises(FgvczooError, match="dialect='wsoll'.*wsol"):
+    with pytest.raises(FgvczooError, match=r"dialect='wsoll'.*wsol"):
         BoxLocalization("wsoll")
     with pytest.raises(FgvczooError, match="map 1 is NaN"):
         prepare_maps(torch.stack([maps[0], maps[1] * torch.nan]), (8, 8))

@@ -3,8 +3,8 @@
 Zhai, Wu et al., "Background Activation Suppression for Weakly Supervised Object Localization and Semantic
 Segmentation", IJCV 2023 (arXiv 2309.12943); the conference form is Wu, Zhai, Cao, CVPR 2022 (arXiv 2112.00580).
 
-B images, C classes; the extractor's features F are (B, F, H, W), class maps (B, C, H/2, W/2). S is the score of the true
-class, S_b that of the background.
+B images, C classes; the extractor's features F are (B, F, H, W), class maps (B, C, H/2, W/2). S is the score of the
+true class, S_b that of the background.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ class BASNetwork(nn.Module):
         background = self.background_maps(features.detach() * (1 - foreground))
         scores, own = class_maps.mean(dim=(2, 3)), classes[:, None]
         guide = class_maps.detach() if self.segmentation else class_maps
-        pooled = F.adaptive_avg_pool2d(foreground, class_maps.shape[2:])
+        height, width = class_maps.shape[2:]
+        pooled = F.adaptive_avg_pool2d(foreground, (height, width))
         return TrainingOutput(
             scores=scores,
             guided=(guide * pooled).mean(dim=(2, 3)),

@@ -44,8 +44,12 @@ def arguments_from_official(state: Mapping[str, Tensor], variant: str | None = N
     plain = _plain(state)
     if "classifier_loc.0.weight" not in plain:
         raise FgvczooError("no classifier_loc.0.weight in it; expected a checkpoint of BAS or BAS-Extension")
-    segmentation = "classifier_loc.0.bias" not in plain
-    if variant is None and not segmentation:
+    if "classifier_loc.0.bias" not in plain:
+        raise FgvczooError(
+            "a checkpoint of BAS-Extension's segmentation network; BASNetwork(segmentation=True) takes its tensors, as"
+            " state_from_official renames them"
+        )
+    if variant is None:
         warnings.warn(
             "the tensors do not say whether the class maps had a ReLU; taken as the journal's, give variant=conference"
             " for the conference repository's",
@@ -59,7 +63,6 @@ def arguments_from_official(state: Mapping[str, Tensor], variant: str | None = N
         "backbone": backbone,
         "hidden": len(plain[f"{head}.0.weight"]) if head else 1024,
         "relu_class_maps": variant == "conference",
-        "segmentation": segmentation,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from timm.models.efficientnet import EfficientNet
-from timm.models.inception_v3 import InceptionB, InceptionD, InceptionV3
+from timm.models.inception_v3 import InceptionV3
 from timm.models.resnet import ResNet
 from timm.models.vgg import VGG
 from torch import Tensor, nn
@@ -114,12 +114,12 @@ def _remove_stride(block: nn.Module) -> None:
 class _MixedB(nn.Module):
     """Mixed_6a without strides."""
 
-    def __init__(self, block: InceptionB) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.branch3x3, self.branch3x3dbl_1 = block.branch3x3, block.branch3x3dbl_1
         self.branch3x3dbl_2, self.branch3x3dbl_3 = block.branch3x3dbl_2, block.branch3x3dbl_3
         for layer in (self.branch3x3, self.branch3x3dbl_3):
-            layer.conv.stride, layer.conv.padding = (1, 1), (1, 1)
+            layer.conv.stride = layer.conv.padding = (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
@@ -129,7 +129,7 @@ class _MixedB(nn.Module):
 class _MixedD(nn.Module):
     """Mixed_7a with paddings."""
 
-    def __init__(self, block: InceptionD) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.branch3x3_1, self.branch3x3_2 = block.branch3x3_1, block.branch3x3_2
         self.branch7x7x3_1, self.branch7x7x3_2 = block.branch7x7x3_1, block.branch7x7x3_2

@@ -96,7 +96,7 @@ def gradients(case: Case, network: BASNetwork, images: Tensor, losses: dict[str,
         ]
         wanted = [tensors[name] for name in names]
         everything = not prefix and "grad_norm/all_parameters" in case.outputs
-        extra = [p for p in network.parameters()] if everything else []
+        extra = list(network.parameters()) if everything else []
         if not wanted + extra:
             continue
         found = torch.autograd.grad(loss, wanted + extra, retain_graph=True, allow_unused=True)
@@ -133,7 +133,11 @@ def build(case: Case) -> BASNetwork:
     """The network that the authors' weights imply; what a case says of it has to agree."""
     config = case.config
     conference = bool(config.get("relu_on_class_maps", config["variant"] == "conference"))
-    arguments = arguments_from_official(case.state, variant="conference" if conference else "journal")
+    arguments: dict[str, Any]
+    if "classifier_loc.0.bias" in case.state:
+        arguments = arguments_from_official(case.state, variant="conference" if conference else "journal")
+    else:
+        arguments = {"num_classes": len(case.state["classifier_loc.0.weight"]), "segmentation": True}
     if arguments["num_classes"] != config["num_classes"]:
         raise ValueError(f"the weights have {arguments['num_classes']} classes, the case {config['num_classes']}")
     network = BASNetwork(**arguments)

@@ -1,0 +1,189 @@
+"""ImageNet-1k (Russakovsky et al. 2015) with the boxes of its localisation task, in the layouts that are about.
+
+Boxes are x0, y0, x1, y1: the corners as the annotations have them, several an image.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from fgvczoo.data.base import TEXT, FGVCDataModule, Reader
+from fgvczoo.data.official import read_text
+from fgvczoo.errors import FgvczooError
+
+_GET = (
+    "expected train/WNID/ and val/ (with WNID/ in it, or flat beside LOC_val_solution.csv), in the folder or in its "
+    "ILSVRC/Data/CLS-LOC/; image-net.org gives the archives to who registers"
+)
+_CLASSES, _TRAIN, _TEST = 1_000, 1_281_167, 50_000  # of the real set
+_ENDINGS = (".jpeg", ".jpg", ".png")
+_SOLUTION, _NAMES = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
+# Where boxes of validation images lie as XML, one file an image.
+_XML = ("ILSVRC/Annotations/CLS-LOC/val", "Annotations/CLS-LOC/val", "bbox_val", "val_annotations")
+
+
+class ImageNet(Reader):
+    """The rows of ImageNet-1k: those of training by class and name, then the 50,000 of validation, which are "test"
+    here, as papers report them; the organisers' test images have no labels.
+
+    root: the folder that holds `train/` and `val/`, or `ILSVRC/Data/CLS-LOC/` with them. `val/` holds a folder for each
+        class, or all files, with `LOC_val_solution.csv` in the root. Labels are ranks of the WordNet ids.
+
+    Boxes of validation images come from `LOC_val_solution.csv`, else from XML files (`Annotations/CLS-LOC/val/`,
+    `bbox_val/`). Other sizes than the real set's are read alike; counts are asserted where it is the real set.
+
+    Attributes beside those of `Reader`:
+        image_ids: (N,) paths such as train/n01440764/n01440764_18.JPEG.
+        wordnet_ids: of the labels.
+    """
+
+    name = "imagenet"
+    licence_allows_pictures = False  # photographs of others, for research
+    keys = ("boxes",)
+
+    def __init__(self, root: str | Path | None) -> None:
+        self.root, self.folder = _find(root)
+        self.wordnet_ids = sorted(entry.name for entry in os.scandir(self.folder / "train") if entry.is_dir())
+        if len(self.wordnet_ids) < 2:
+            raise FgvczooError(f"{self.folder / 'train'}: {len(self.wordnet_ids)} class folders; {_GET}")
+        labels_of = {wnid: label for label, wnid in enumerate(self.wordnet_ids)}
+        self._solution = self._read_solution()
+        train, test = self._of_folders("train"), self._validation(labels_of)
+        for split, listed in (("train", train), ("val", test)):
+            if not listed:
+                raise FgvczooError(f"{self.folder / split}: no image; {_GET}")
+        found = len(train), len(test)
+        if len(self.wordnet_ids) == _CLASSES and found != (_TRAIN, _TEST):
+            raise FgvczooError(
+                f"{self.folder}: {found[0]:,} images for training and {found[1]:,} for validation; expected {_TRAIN:,} "
+                f"and {_TEST:,}; unpack the archives again"
+            )
+        self.image_ids = np.array([path for path, _ in train + test], TEXT)
+        self.labels = np.array([labels_of[wnid] for _, wnid in train + test], np.int64)
+        self.class_names = self._class_names()
+        rows = np.arange(len(self.labels))
+        self.splits = {"train": rows[: len(train)], "test": rows[len(train) :]}
+
+    def picture(self, index: int) -> Path:
+        return self.folder / str(self.image_ids[index])
+
+    def require(self, keys: Sequence[str]) -> None:
+        """Looks whether there are boxes."""
+        if "boxes" in keys and not self._solution and self._xml is None:
+            raise FgvczooError(
+                f"{self.root}: no boxes of validation images; put {_SOLUTION} there, or the XML files of "
+                f"ILSVRC2012_bbox_val_v3.tgz in {_XML[2]}/"
+            )
+
+    def annotations(self, index: int, keys: Sequence[str]) -> dict[str, Any]:
+        return {"boxes": self._boxes(index)} if "boxes" in keys else {}
+
+    def row(self, index: int) -> dict[str, Any]:
+        """As of any set, with `boxes`, where there are any: training images have none."""
+        boxes = self._boxes(index)
+        return {**super().row(index), **({"boxes": boxes.tolist()} if len(boxes) else {})}
+
+    def _boxes(self, index: int) -> np.ndarray:
+        """(n, 4) float64."""
+        stem = Path(str(self.image_ids[index])).stem
+        if stem in self._solution:
+            return np.array(self._solution[stem][1], np.float64).reshape(-1, 4)
+        if self._xml is None or not (file := self._xml / f"{stem}.xml").is_file():
+            return np.zeros((0, 4))
+        try:
+            objects = ElementTree.fromstring(read_text(file)).iter("bndbox")
+            return np.array(
+                [[float(box.findtext(name, "")) for name in ("xmin", "ymin", "xmax", "ymax")] for box in objects]
+            ).reshape(-1, 4)
+        except (ElementTree.ParseError, ValueError) as error:
+            raise FgvczooError(f"{file}: {error}; expected bndbox with xmin, ymin, xmax, ymax") from None
+
+    @cached_property
+    def _xml(self) -> Path | None:
+        return next((self.root / name for name in _XML if (self.root / name).is_dir()), None)
+
+    def _of_folders(self, split: str) -> list[tuple[str, str]]:
+        """(path, WordNet id) of all images in the folders of the classes."""
+        listed = []
+        for wnid in self.wordnet_ids:
+            folder = self.folder / split / wnid
+            names = [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
+            listed += [(f"{split}/{wnid}/{name}", wnid) for name in sorted(names) if name.lower().endswith(_ENDINGS)]
+        return listed
+
+    def _validation(self, labels_of: dict[str, int]) -> list[tuple[str, str]]:
+        if not (self.folder / "val").is_dir():
+            raise FgvczooError(f"{self.folder}: no val/; {_GET}")
+        flat = sorted(entry.name for entry in os.scandir(self.folder / "val") if entry.name.lower().endswith(_ENDINGS))
+        if not flat:
+            return self._of_folders("val")
+        listed = []
+        for name in flat:
+            wnid = self._solution.get(Path(name).stem, (None, []))[0]
+            if wnid not in labels_of:
+                raise FgvczooError(
+                    f"{self.folder / 'val' / name}: its class is not known; {_GET}"
+                    if wnid is None
+                    else f"{self.root / _SOLUTION}: {name} has class {wnid}, which train/ does not have"
+                )
+            listed.append((f"val/{name}", wnid))
+        return listed
+
+    def _read_solution(self) -> dict[str, tuple[str, list[float]]]:
+        """Name -> WordNet id and corners, of `LOC_val_solution.csv`; empty without it."""
+        file = self.root / _SOLUTION
+        if not file.is_file():
+            return {}
+        found = {}
+        with file.open(encoding="utf-8", newline="") as handle:
+            for line in csv.DictReader(handle):
+                words = (line.get("PredictionString") or "").split()
+                try:
+                    corners = [float(number) for place, number in enumerate(words) if place % 5]
+                    if not words or len(words) % 5:
+                        raise ValueError
+                    found[line["ImageId"]] = (words[0], corners)
+                except (KeyError, ValueError):
+                    raise FgvczooError(
+                        f"{file}: {line} is not ImageId, PredictionString with a class and four corners for each box"
+                    ) from None
+        return found
+
+    def _class_names(self) -> list[str]:
+        """WordNet id and first name: names alone occur twice."""
+        file = self.root / _NAMES
+        if not file.is_file():
+            return list(self.wordnet_ids)
+        names = dict(line.partition(" ")[::2] for line in read_text(file).splitlines())
+        return [f"{wnid} {names[wnid].split(',')[0]}" if wnid in names else wnid for wnid in self.wordnet_ids]
+
+
+class ImageNetDataModule(FGVCDataModule):
+    """ImageNet-1k. Its pictures are never downloaded here: `root` says where they are.
+
+    root: see `ImageNet`. options: see `FGVCDataModule`. Keys: boxes.
+    """
+
+    def __init__(self, root: str | None = None, **options: Any) -> None:
+        super().__init__(ImageNet(root), **options)
+
+
+def _find(root: str | Path | None) -> tuple[Path, Path]:
+    """The root, and the folder that holds train/."""
+    if root is None:
+        raise FgvczooError(f"root is not given; {_GET}")
+    root = Path(root)
+    if not root.is_dir():
+        raise FgvczooError(f"{root}: no such folder; {_GET}")
+    for inner in (".", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"):
+        if (root / inner / "train").is_dir():
+            return root, root / inner
+    raise FgvczooError(f"{root}: no train/ in it; {_GET}")
