@@ -1,4 +1,6 @@
-"""Times localisation metrics against a transcription of the reference protocol: `python benchmarks/localization.py`.
+"""Times localisation against transcriptions: `python benchmarks/localization.py [metrics|training]`.
+
+metrics: against the reference protocol.
 
 Choe et al. 2020, as its evaluation goes: for each of 1000 thresholds the map is cut, all contours are traced, and every
 box is compared with every ground-truth box; one pass for MaxBoxAcc and MaxBoxAccV2 together (the reference needs a run
@@ -8,14 +10,20 @@ for each), one for PxAP. Here at most 256 cuts are traced, in the window that ho
 speckled ones, made and prepared beforehand. The reference runs on the first REFERENCE of them and both are compared on
 those, exactly; ours runs on all. One thread. Writes results/localization_metrics.json and .md.
 
-The second part times a training step of BAS, see `training`.
+training: a step of BAS (forward and backward of all four losses), ResNet-50, 1000 classes, 224 x 224 pixels, against a
+plain transcription that makes every class's map and picks the label's, and copies the head at every step, whose weights
+then get gradients that nobody uses. Equal losses are asserted. One thread; each way in a fresh process. Writes
+results/bas_step.json and .md.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import multiprocessing
 import platform
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -25,10 +33,13 @@ import numpy as np
 import torch
 from ops import processor
 from torch import Tensor
+from torch.nn import functional as F
 
 from fgvczoo.files import write_text
 from fgvczoo.metrics.localization import BoxLocalization, PixelLocalization, sweep
 from fgvczoo.metrics.localization_boxes import prepare_maps
+from fgvczoo.models.bas.losses import LossWeights, loss_terms, total_loss
+from fgvczoo.models.bas.network import BASNetwork
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES, SIDE, CELLS = 5794, 224, 14
@@ -133,24 +144,105 @@ def metrics(images: int) -> dict[str, Any]:
     return rows
 
 
+def step_ours(network: BASNetwork, images: Tensor, labels: Tensor) -> Tensor:
+    weights = LossWeights(guidance=1.0, area=2.0)
+    return total_loss(loss_terms(network.training_output(images, labels), labels, weights), weights)
+
+
+def step_plain(network: BASNetwork, images: Tensor, labels: Tensor) -> Tensor:
+    """As the equations are written down."""
+    features = network.features(images)
+    class_maps = network.class_maps(features)
+    scores = class_maps.mean(dim=(2, 3))
+    maps = torch.sigmoid(network.generator(features))
+    foreground = torch.stack([maps[image, label] for image, label in enumerate(labels)])[:, None]
+    frozen = copy.deepcopy(network.head)
+    background = frozen(features.detach() * (1 - foreground)).mean(dim=(2, 3))
+    guided = (class_maps * F.avg_pool2d(foreground, 2)).mean(dim=(2, 3))
+    ratios = []
+    for image, label in enumerate(labels):
+        above, below = F.relu(background[image, label]), F.relu(scores[image, label]).detach()
+        ratios.append(torch.ones(()) if above > below else above / (below + 1e-8))
+    classification, guidance = F.cross_entropy(scores, labels), F.cross_entropy(guided, labels)
+    return classification + guidance + torch.stack(ratios).mean() + 2 * foreground.mean()
+
+
+def measure_step(way: str, batch: int, runs: int) -> dict[str, Any]:
+    """For a fresh process."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = BASNetwork(1000, "resnet50").train()
+    images, labels = torch.randn(batch, 3, SIDE, SIDE), torch.arange(batch) * 7
+    step, losses, times = {"ours": step_ours, "plain": step_plain}[way], [], []
+    for _ in range(runs + 1):
+        network.zero_grad()
+        start = time.perf_counter()
+        loss = step(network, images, labels)
+        loss.backward()
+        times.append(time.perf_counter() - start)
+        losses.append(float(loss.detach()))
+    return {"losses": losses, "seconds": statistics.median(times[1:]), "best": min(times[1:])}
+
+
+def training(batch: int, runs: int, about: str) -> None:
+    """Both ways in turns, written to results/bas_step.*."""
+    fresh = multiprocessing.get_context("spawn")
+    rows = {}
+    for way in ("plain", "ours"):
+        with fresh.Pool(1) as worker:
+            rows[way] = worker.apply(measure_step, (way, batch, runs))
+    first, second = (rows[way].pop("losses") for way in ("plain", "ours"))
+    assert np.allclose(first, second, rtol=1e-4), f"the two ways disagree: {first}, {second}"
+    plain, ours = rows["plain"], rows["ours"]
+    lines = [
+        "# A training step of BAS",
+        "",
+        (
+            f"ResNet-50, 1000 classes, {batch} images of {SIDE} x {SIDE}, forward and backward. {about}; median (best) "
+            f"of {runs} steps. `python benchmarks/localization.py training` writes this file."
+        ),
+        "",
+        "| | every map, head copied | here | ratio |",
+        "| --- | --- | --- | --- |",
+        (
+            f"| seconds | {plain['seconds']:.2f} ({plain['best']:.2f}) | {ours['seconds']:.2f} ({ours['best']:.2f}) | "
+            f"{plain['seconds'] / ours['seconds']:.2f} ({plain['best'] / ours['best']:.2f}) |"
+        ),
+    ]
+    write_text(RESULTS / "bas_step.md", "\n".join(lines) + "\n")
+    write_text(RESULTS / "bas_step.json", json.dumps({"about": about, "batch": batch, "rows": rows}, indent=1) + "\n")
+    print("\n".join(lines))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=["metrics", "training"], help="default: both")
     parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    rows = metrics(arguments.images)
     about = (
         f"{processor()}, 1 thread; torch {torch.__version__}, OpenCV {cv2.__version__}, numpy {np.__version__}, "
         f"Python {platform.python_version()}"
     )
+    if arguments.part != "metrics":
+        training(arguments.batch, arguments.runs, about)
+    if arguments.part != "training":
+        measure_metrics(arguments.images, about)
+
+
+def measure_metrics(images: int, about: str) -> None:
+    """Both ways, written to results/localization_metrics.*."""
+    rows = metrics(images)
     lines = [
         "# Localisation metrics",
         "",
         (
-            f"MaxBoxAcc, MaxBoxAccV2 and PxAP at 1000 thresholds over {arguments.images:,} maps of {SIDE} x {SIDE}, "
-            f"counts equal to the reference's on {REFERENCE} of them. {about}. `python benchmarks/localization.py` "
-            "writes this file."
+            f"MaxBoxAcc, MaxBoxAccV2 and PxAP at 1000 thresholds over {images:,} maps of {SIDE} x {SIDE}, "
+            f"counts equal to the reference's on {REFERENCE} of them. {about}. `python benchmarks/localization.py "
+            "metrics` writes this file."
         ),
         "",
         "| maps | reference protocol, ms a map | here, ms a map | ratio | here, all maps |",
