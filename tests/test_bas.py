@@ -21,8 +21,10 @@ from fgvczoo.explain.localization import classifier_maps
 from fgvczoo.models.bas.losses import LossWeights, activation_ratio, loss_terms, present_against_absent
 from fgvczoo.models.bas.network import BASNetwork
 from fgvczoo.models.bas.official import arguments_from_official, state_from_official
+from fgvczoo.models.bas.seeds import Seeds, seeds_of
 from fgvczoo.models.bas.trunk import SplitTrunk
 from fgvczoo.nn.cam import cam, grad_cam
+from fgvczoo.preprocess import read_mask
 from fgvczoo.tasks.localization import LocalizedPrediction, on_picture
 from fgvczoo.tasks.stages import Group, Stage, build_optimizer
 from tests.conftest import RECIPES
@@ -289,3 +291,32 @@ def test_grad_cam_of_a_linear_head_is_cam() -> None:
     assert all(p.grad is None for p in model.parameters())
     predicted = grad_cam(model, model.backbone, images)[1]
     torch.testing.assert_close(predicted, classifier_maps(model, images, logits.argmax(1))[1])
+
+
+# -- seeds of segmentation ---------------------------------------------------------------------------------------
+
+
+def test_seeds_have_the_pictures_size_and_a_maximum_of_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = BASNetwork(4, "resnet18", SMALL, segmentation=True).eval()
+    picture = (np.random.default_rng(0).random((70, 50, 3)) * 255).astype(np.uint8)
+    for with_cam in (False, True):
+        seeds = seeds_of(model, picture, torch.tensor([2, 0]), scales=(1.0, 0.5), with_cam=with_cam)
+        assert seeds.maps.shape == (2, 70, 50) and seeds.coarse.shape == (2, 18, 13)
+        assert ((seeds.coarse.amax(dim=(1, 2)) - 1).abs() < 1e-4).all() and 0.9 < float(seeds.maps.max()) <= 1
+    mirrored = seeds_of(model, np.ascontiguousarray(picture[:, ::-1]), torch.tensor([2, 0]), scales=(1.0,))
+    plain = seeds_of(model, picture, torch.tensor([2, 0]), scales=(1.0,))
+    torch.testing.assert_close(mirrored.coarse, plain.coarse.flip(2), rtol=1e-3, atol=1e-4)
+    nothing = seeds_of(model, picture, torch.zeros(0, dtype=torch.int64))
+    assert nothing.maps.shape == (0, 70, 50) and not nothing.labels(0.3).any()
+
+
+def test_seeds_as_files(tmp_path: Path) -> None:
+    maps = torch.tensor([[[0.9, 0.1], [0.2, 0.5]], [[0.1, 0.1], [0.6, 0.5]]])
+    seeds = Seeds(torch.tensor([4, 19]), maps, maps[:, :1, :1])
+    assert seeds.labels(0.3).tolist() == [[5, 0], [20, 5]]  # of equal maps the first
+    seeds.save(tmp_path / "a.npz")
+    stored = np.load(tmp_path / "a.npz")
+    assert stored["classes"].tolist() == [4, 19] and np.array_equal(stored["maps"], maps.numpy())
+    seeds.save(tmp_path / "a.png", threshold=0.3)
+    assert read_mask(tmp_path / "a.png").tolist() == [[5, 0], [20, 5]]

@@ -36,6 +36,7 @@ from fgvczoo.metrics.prototypes import (
     perturb,
     stability,
 )
+from fgvczoo.metrics.segmentation import SeedIoU, seed_labels
 
 __all__ = [
     "DIALECTS",
@@ -45,6 +46,7 @@ __all__ = [
     "Dialect",
     "HeatmapScores",
     "PixelLocalization",
+    "SeedIoU",
     "Stability",
     "area_under_curve",
     "box_iou",
@@ -66,6 +68,7 @@ __all__ = [
     "pixel_average_precision",
     "pixel_histograms",
     "prepare_maps",
+    "seed_labels",
     "stability",
     "sweep",
     "truth_boxes",

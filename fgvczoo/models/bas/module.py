@@ -133,8 +133,7 @@ class BAS(LocalizationModule):
 
     def _single(self, images: Tensor, classes: Tensor) -> Tensor:
         """Maps (N, H, W) of N classes on one image (1, 3, h, w)."""
-        features = self.network.features(images)
-        return self.network.foreground(features.expand(len(classes), -1, -1, -1), classes)[:, 0]
+        return self.network.maps_of(self.network.features(images), classes)[0]
 
 
 def paper_stage(milestones: list[int]) -> Stage:

@@ -120,6 +120,11 @@ class BASNetwork(nn.Module):
             logits = logits + self.generator.bias[classes][:, None, None, None]
         return logits.sigmoid()
 
+    def maps_of(self, features: Tensor, classes: Tensor) -> Tensor:
+        """The maps of K classes on every image: (B, F, H, W), (K,) -> (B, K, H, W)."""
+        bias = None if self.generator.bias is None else self.generator.bias[classes]
+        return F.conv2d(features, self.generator.weight[classes], bias, padding=1).sigmoid()
+
     def fused_map(self, features: Tensor, weights: Tensor) -> Tensor:
         """Weighted mean of the classes' maps: (B, F, H, W), (B, C) -> (B, H, W), without all of them in memory."""
         fused = features.new_zeros(features.shape[0], *features.shape[2:])

@@ -17,6 +17,7 @@ from fgvczoo.models.bas.losses import (
 )
 from fgvczoo.models.bas.network import BASNetwork, TrainingOutput
 from fgvczoo.models.bas.official import arguments_from_official, state_from_official
+from fgvczoo.models.bas.seeds import mirrored_maps
 from tests.golden.adapters import localization_metrics
 from tests.golden.case import Case
 
@@ -120,12 +121,7 @@ def evaluated(case: Case) -> dict[str, Tensor]:
         chosen = torch.zeros_like(scores).scatter_(1, top, 1 / k)
         result[f"eval/M_topk_{k}"] = network.fused_map(features, chosen)[:, None]
     if "label_scores" in case.inputs:
-        pair = torch.stack([images[0], images[0].flip(2)])
-        classes = torch.arange(scores.shape[1])
-        maps = torch.stack(
-            [network.foreground(network.features(pair), classes[c].expand(2))[:, 0] for c in classes], dim=1
-        )
-        result["eval/flip_sum_map"] = maps[0] + maps[1].flip(2)
+        result["eval/flip_sum_map"] = mirrored_maps(network, images[0], torch.arange(scores.shape[1]))
     return result
 
 
