@@ -380,10 +380,11 @@ def _data_make(options: argparse.Namespace) -> int:
 
 
 def _data_check(options: argparse.Namespace) -> int:
-    from fgvczoo.data.check import check_cars, check_cub, check_folder, check_sop
+    from fgvczoo.data.check import check_cars, check_cub, check_folder, check_imagenet, check_sop, check_voc
 
     checks = {
         "cars": check_cars, "cub": check_cub, "synthbirds": check_cub, "sop": check_sop, "folder": check_folder,
+        "imagenet": check_imagenet, "voc": check_voc,
     }  # fmt: skip
     if options.name not in checks:
         raise FgvczooError(

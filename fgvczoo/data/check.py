@@ -15,7 +15,9 @@ from fgvczoo.data.base import FGVCDataModule, Reader
 from fgvczoo.data.cars import Cars
 from fgvczoo.data.cub import CUB
 from fgvczoo.data.folder import Folder
+from fgvczoo.data.imagenet import ImageNet
 from fgvczoo.data.sop import SOP
+from fgvczoo.data.voc import VOC
 from fgvczoo.errors import FgvczooError
 from fgvczoo.progress import progress as bar
 
@@ -27,7 +29,12 @@ _CARS_ARCHIVES = {
     "cars_test_annos_withlabels.mat": "b0a2b23655a3edd16d84508592a98d10",
 }
 _SOP_ARCHIVES = {"Stanford_Online_Products.zip": "7f73d41a2f44250d4779881525aea32e"}
-_Official = TypeVar("_Official", CUB, Cars, SOP)
+_IMAGENET_ARCHIVES = {
+    "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
+    "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
+}
+_VOC_ARCHIVES = {"VOCtrainval_11-May-2012.tar": "6cd6e144f989b92b3379bac3b3de84fd"}
+_Official = TypeVar("_Official", CUB, Cars, SOP, ImageNet, VOC)
 _FEW = 5  # training images without which a class is worth a note
 
 
@@ -106,6 +113,37 @@ def check_sop(root: str | Path, *, progress: bool = True) -> Report:
     if reader is not None:
         _check_archives(reader.folder.parent, report, _SOP_ARCHIVES)
         _check_pictures(reader, report, [], progress=progress)
+    return report
+
+
+def check_imagenet(root: str | Path, *, progress: bool = True) -> Report:
+    """Reads every picture of a copy of ImageNet-1k, and the boxes of its validation images. Changes nothing.
+
+    progress: show a bar on stderr.
+    """
+    report = Report()
+    reader = _open(report, ImageNet, root)
+    if reader is not None:
+        try:
+            reader.require(["boxes"])
+            report.add("ok", "boxes: there")
+        except FgvczooError as error:
+            report.add("note", str(error))
+        _check_archives(reader.root, report, _IMAGENET_ARCHIVES)
+        _check_pictures(reader, report, [], progress=progress)
+    return report
+
+
+def check_voc(root: str | Path, *, progress: bool = True) -> Report:
+    """Reads lists, annotations, every picture and every mask of a copy of VOC 2012. Changes nothing.
+
+    progress: show a bar on stderr.
+    """
+    report = Report()
+    reader = _open(report, VOC, root)
+    if reader is not None:
+        _check_archives(reader.folder.parent.parent, report, _VOC_ARCHIVES)
+        _check_pictures(reader, report, ["mask"], progress=progress)
     return report
 
 

@@ -23,6 +23,7 @@ DATASETS: dict[str, str] = {
     "imagenet": "fgvczoo.data.imagenet.ImageNetDataModule",
     "sop": "fgvczoo.data.sop.SOPDataModule",
     "synthbirds": "fgvczoo.data.cub.SynthBirdsDataModule",
+    "voc": "fgvczoo.data.voc.VOCDataModule",
 }
 
 

@@ -18,8 +18,10 @@ from tests.data.cars.make import make_cars
 from tests.data.cub.make import make_cub
 from tests.data.folder.make import make_table, write_table
 from tests.data.hub.make import make_parquet
+from tests.data.imagenet.make import make_imagenet
 from tests.data.sop.make import make_sop
 from tests.data.test_cub import same
+from tests.data.voc.make import make_voc
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROW = {"index", "image_id", "path", "label", "class_name", "split", "height", "width", "crop"}
@@ -30,9 +32,11 @@ VARIANTS = [*sorted(DATASETS), "hub, as a stream"]
 @pytest.fixture(scope="module")
 def copies(birds, tmp_path_factory):
     """The options that open a tiny copy of each data set."""
-    roots = {name: tmp_path_factory.mktemp(name) for name in ("cars", "cub", "folder", "hub", "sop")}
+    roots = {name: tmp_path_factory.mktemp(name) for name in ("cars", "cub", "folder", "hub", "imagenet", "sop", "voc")}
     make_cars(roots["cars"])
     make_sop(roots["sop"])
+    make_imagenet(roots["imagenet"])
+    make_voc(roots["voc"], train=10, test=4)
     make_cub(roots["cub"])
     write_table(roots["folder"] / "metadata.csv", make_table(roots["folder"]))
     make_parquet(roots["hub"], COUNTS)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fgvczoo.data.check import check_imagenet
 from fgvczoo.data.imagenet import ImageNetDataModule
 from fgvczoo.errors import FgvczooError
 from tests.data.imagenet.make import WORDNET, make_imagenet
@@ -63,3 +64,11 @@ def test_boxes_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "bbox_val").rmdir()
     with pytest.raises(FgvczooError, match="no boxes of validation images"):
         ImageNetDataModule(str(tmp_path), keys=["boxes"])
+
+
+def test_check_reads_all_of_it(tmp_path: Path) -> None:
+    make_imagenet(tmp_path)
+    assert check_imagenet(tmp_path, progress=False).ok
+    (tmp_path / "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG").write_bytes(b"no picture")
+    report = check_imagenet(tmp_path, progress=False)
+    assert not report.ok and any("val_00000001" in line for line in report.lines())
