@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -237,49 +238,55 @@ def map_boxes(
         cuts, which = np.unique(tau, return_inverse=True)
     find = _by_area if rules.component == "area" else _by_pixels
     height, width = pixels.shape
-    single, boxes, level = np.empty((len(cuts), 4), np.int64), [], []
+    windows = _windows(pixels, cuts)
+    top, bottom, left, _ = windows.T
+    empty = top >= bottom
+    searched = ~empty
+    if least > 0 and truth is not None:
+        searched &= _may_reach(windows, truth, least)
+    rectangles: list[Rectangle] = []
+    counts, kept = np.ones(len(cuts), np.int64), np.zeros(len(cuts), np.int64)
+    numbers = np.flatnonzero(searched)
+    for number, (y0, y1, x0, x1), cut in zip(numbers.tolist(), windows[numbers].tolist(), cuts[numbers].tolist()):
+        found, kept[number] = find(pixels[y0:y1, x0:x1], cut)
+        counts[number] = len(found)
+        rectangles += found
+    level = np.repeat(np.arange(len(cuts)), counts)
+    boxes = np.empty((len(level), 4), np.int64)
+    boxes[empty[level]] = rules.empty_box(height, width)
+    boxes[(~empty & ~searched)[level]] = _NOWHERE
+    own = searched[level]
+    x, y, w, h = np.fromiter(chain.from_iterable(rectangles), np.int64, 4 * len(rectangles)).reshape(-1, 4).T
+    x, y = x + left[level[own]], y + top[level[own]]
     end_x, end_y = (width - 1, height - 1) if rules.end == "last" else (width, height)
-    for number, (cut, window) in enumerate(zip(cuts.tolist(), _windows(pixels, cuts))):
-        top, bottom, left, right = window
-        if top >= bottom:
-            found, kept = [rules.empty_box(height, width)], 0
-        elif least > 0 and truth is not None and not _may_reach(window, truth, least):
-            found, kept = [_NOWHERE], 0
-        else:
-            rectangles, kept = find(pixels[top:bottom, left:right], cut)
-            found = [
-                (x + left, y + top, min(x + w + left, end_x), min(y + h + top, end_y)) for x, y, w, h in rectangles
-            ]
-        single[number] = found[kept]
-        boxes += found
-        level += [number] * len(found)
-    return MapBoxes(which.reshape(-1), single, np.array(boxes, np.int64), np.array(level, np.int64))
+    boxes[own] = np.stack([x, y, np.minimum(x + w, end_x), np.minimum(y + h, end_y)], axis=1)
+    return MapBoxes(which.reshape(-1), boxes[np.cumsum(counts) - counts + kept], boxes, level)
 
 
 _NOWHERE = (-1, -1, -2, -2)
 Rectangle = Sequence[int]  # x, y, width, height
 
 
-def _windows(pixels: np.ndarray, cuts: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """The smallest window (top, bottom, left, right) that holds all that is above each cut; components outside of it do
-    not exist, so only it is searched."""
+def _windows(pixels: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """(L, 4) top, bottom, left, right of the smallest window that holds all that is above each cut; components outside
+    of it do not exist, so only it is searched."""
     found = []
     for highest in (pixels.max(axis=1), pixels.max(axis=0)):
         before = np.searchsorted(np.maximum.accumulate(highest), cuts, side="right")
         after = np.searchsorted(np.maximum.accumulate(highest[::-1]), cuts, side="right")
-        found += [before.tolist(), (len(highest) - after).tolist()]
-    return list(zip(*found))
+        found += [before, len(highest) - after]
+    return np.stack(found, axis=1)
 
 
-def _may_reach(window: tuple[int, int, int, int], truth: np.ndarray, least: float) -> bool:
-    """Whether a box inside of a window can have this IoU with one of the boxes (n, 4)."""
-    top, bottom, left, right = window
-    for x0, y0, x1, y1 in truth.tolist():
-        # Ends of boxes are one past the last pixel, and inclusive.
-        both = (min(x1, right) - max(x0, left) + 1) * (min(y1, bottom) - max(y0, top) + 1)
-        if both / ((x1 - x0 + 1) * (y1 - y0 + 1)) >= least:
-            return True
-    return False
+def _may_reach(windows: np.ndarray, truth: np.ndarray, least: float) -> np.ndarray:
+    """Whether a box inside of each window (L, 4) can have this IoU with one of the boxes (n, 4): (L,)."""
+    top, bottom, left, right = windows.T[:, :, None]
+    x0, y0, x1, y1 = np.asarray(truth, np.float64).reshape(-1, 4).T
+    # Ends of boxes are one past the last pixel, and inclusive.
+    across = np.maximum(np.minimum(x1, right) - np.maximum(x0, left) + 1, 0)
+    down = np.maximum(np.minimum(y1, bottom) - np.maximum(y0, top) + 1, 0)
+    possible: np.ndarray = (across * down / ((x1 - x0 + 1) * (y1 - y0 + 1)) >= least).any(axis=1)
+    return possible
 
 
 def _by_area(pixels: np.ndarray, cut: float) -> tuple[list[Rectangle], int]:

@@ -25,7 +25,8 @@ AUGMENTED = ["2007_000032", "2007_000039", "2008_000008"]
 def make_voc(root: Path, *, train: int = 0, test: int = 0) -> Path:
     """Writes the copy and returns the folder that is VOC2012/. train, test: how many more images."""
     more = {
-        f"2009_{number:06d}": [(("aeroplane", "tvmonitor", "dog")[number % 3], (2, 2, 20, 20))] for number in range(train + test)
+        f"2009_{number:06d}": [(("aeroplane", "tvmonitor", "dog")[number % 3], (2, 2, 20, 20))]
+        for number in range(train + test)
     }
     objects_of, ids = OBJECTS | more, list(more)
     lists = {"train": LISTS["train"] + ids[:train], "val": LISTS["val"] + ids[train:]}
