@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fgvczoo
+from fgvczoo.data.voc import CLASSES as CLASSES_OF_VOC
 from fgvczoo.errors import FgvczooError, FgvczooWarning
 from fgvczoo.explain.localization import classifier_maps
 from fgvczoo.models.bas.losses import LossWeights, activation_ratio, loss_terms, present_against_absent
@@ -28,6 +29,7 @@ from fgvczoo.preprocess import read_mask
 from fgvczoo.tasks.localization import LocalizedPrediction, on_picture
 from fgvczoo.tasks.stages import Group, Stage, build_optimizer
 from tests.conftest import RECIPES
+from tests.data.voc.make import make_voc
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 CLASSES = 5
@@ -320,3 +322,21 @@ def test_seeds_as_files(tmp_path: Path) -> None:
     assert stored["classes"].tolist() == [4, 19] and np.array_equal(stored["maps"], maps.numpy())
     seeds.save(tmp_path / "a.png", threshold=0.3)
     assert read_mask(tmp_path / "a.png").tolist() == [[5, 0], [20, 5]]
+
+
+def test_seeds_are_trained_and_measured_on_several_classes_a_picture(tmp_path: Path, fgvczoo_in: Any) -> None:
+    make_voc(tmp_path / "voc", train=6, test=2)
+    recipe = (RECIPES / "bas-segmentation-tiny.yaml").read_text()
+    recipe = recipe.replace("cub.SynthBirdsDataModule", "voc.VOCDataModule").replace("    size: tiny\n", "")
+    recipe = recipe.replace("[mask]", "[labels, mask]").replace("dataset: synthbirds", "dataset: voc")
+    recipe = recipe.replace("num_classes: 4", "num_classes: 20")
+    Path("voc.yaml").write_text(recipe)
+    common = ("--config", "voc.yaml", "--run", "run", "--data.root", tmp_path / "voc", "--model.scales", "[1.0]")
+    status, _, err = fgvczoo_in("fit", *common)
+    assert status == 0, err
+    status, out, err = fgvczoo_in("test", *common, "--ckpt_path", "last")
+    assert status == 0 and "test/seed_miou" in out, err
+    model: Any = fgvczoo.load(Path("run"))
+    picture = next((tmp_path / "voc").rglob("*.jpg"))
+    found = model.seeds(picture, ["dog", 0])
+    assert found.classes.tolist() == [CLASSES_OF_VOC.index("dog"), 0] and len(found.maps) == 2

@@ -45,7 +45,8 @@ class Stage:
     groups: parameter-group name -> learning rate and weight decay.
     optimizer: the name of a class in torch.optim; `optimizer_options` are its further arguments.
     schedule: "constant"; "milestones": the rate is multiplied by `gamma` before each of these epochs of the stage;
-        "cosine": half a cosine from 1 to 0 over the stage's epochs in the plan, after `warmup` linear epochs.
+        "cosine": half a cosine from 1 to 0 over the stage's epochs in the plan, after `warmup` linear epochs;
+        "polynomial": (1 - epoch / epochs) to the power of 0.9.
     """
 
     groups: dict[str, Group]
@@ -62,6 +63,8 @@ class Stage:
             return 1.0
         if self.schedule == "milestones":
             return float(self.gamma ** sum(epoch >= milestone for milestone in self.milestones))
+        if self.schedule == "polynomial":
+            return float((1 - epoch / epochs) ** 0.9)
         if epoch < self.warmup:
             return (epoch + 1) / (self.warmup + 1)
         return 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / max(1, epochs - self.warmup)))
@@ -176,8 +179,10 @@ def _check_stage(name: str, stage: Stage, groups: Sequence[str]) -> None:
     optimizer = getattr(torch.optim, stage.optimizer, None)
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
         raise FgvczooError(f"stages.{name}: torch.optim has no optimiser {stage.optimizer!r}")
-    if stage.schedule not in ("constant", "milestones", "cosine"):
-        raise FgvczooError(f"stages.{name}: schedule={stage.schedule!r}; expected constant, milestones or cosine")
+    if stage.schedule not in ("constant", "milestones", "cosine", "polynomial"):
+        raise FgvczooError(
+            f"stages.{name}: schedule={stage.schedule!r}; expected constant, milestones, cosine or polynomial"
+        )
 
 
 def build_optimizer(stage: Stage, modules: dict[str, nn.Module]) -> Optimizer:

@@ -9,6 +9,7 @@ from fgvczoo.errors import FgvczooError, did_you_mean
 
 MODELS: dict[str, str] = {
     "bas": "fgvczoo.models.bas.BAS",
+    "bas-segmentation": "fgvczoo.models.bas.BASSegmentation",
     "cam": "fgvczoo.models.cam.CAM",
     "linear": "fgvczoo.models.linear.LinearClassifier",
     "protopnet": "fgvczoo.models.protopnet.ProtoPNet",
