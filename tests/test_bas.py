@@ -336,7 +336,7 @@ def test_seeds_are_trained_and_measured_on_several_classes_a_picture(tmp_path: P
     assert status == 0, err
     status, out, err = fgvczoo_in("test", *common, "--ckpt_path", "last")
     assert status == 0 and "test/seed_miou" in out, err
-    model: Any = fgvczoo.load(Path("run"))
+    model: Any = fgvczoo.load(Path("runs") / "run")
     picture = next((tmp_path / "voc").rglob("*.jpg"))
     found = model.seeds(picture, ["dog", 0])
     assert found.classes.tolist() == [CLASSES_OF_VOC.index("dog"), 0] and len(found.maps) == 2
