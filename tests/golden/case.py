@@ -97,6 +97,8 @@ class Case:
         if value is None:
             return Verdict(name, False, "the adapter gives no such output")
         value = value.detach()
+        if "dtype" not in self.spec["outputs"][name]:
+            value = value.double()
         if value.shape != truth.shape:
             return Verdict(name, False, f"shape {tuple(value.shape)}, expected {tuple(truth.shape)}")
         if value.is_floating_point() != truth.is_floating_point():
@@ -151,7 +153,8 @@ def _input(key: str, spec: Mapping[str, Any]) -> Tensor:
 
 
 def _output(key: str, spec: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> Tensor:
-    dtype = getattr(torch, spec.get("dtype", "float32"))
+    # Outputs without a type are numbers to all their digits, whole ones too.
+    dtype = getattr(torch, spec.get("dtype", "float64"))
     values = (
         torch.from_numpy(stored[spec["npz"]]) if "npz" in spec else torch.tensor(spec["values"], dtype=torch.float64)
     )
