@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fgvczoo.checkpoints import read_tensors
 from fgvczoo.errors import FgvczooError, did_you_mean
+from fgvczoo.nn import bn_inception as _registered  # noqa: F401 - enters the trunks that timm lacks
 
 # Arguments of timm's constructor that read files.
 _NOT_OPTIONS = ("checkpoint_path", "cache_dir")
