@@ -52,7 +52,7 @@ def _nearest_centre(x: Tensor, centres: Tensor) -> Tensor:
     c = centres.to(x.dtype)
     norm = c.square().sum(1)
     with full_precision():
-        return torch.cat([torch.addmm(norm, part, c.T, alpha=-2.0).argmin(1) for part in x.split(16384)])
+        return torch.cat([torch.addmm(norm, part, c.T, alpha=-2.0).argmin(1) for part in torch.split(x, 16384)])
 
 
 def kmeans(items: Tensor, k: int, *, seed: int = 0, restarts: int = 10, iterations: int = 300) -> Clusters:
@@ -88,8 +88,8 @@ def contingency(labels: Tensor, clusters: Tensor) -> Tensor:
     """Items of each label in each cluster: (labels, clusters) float64."""
     if labels.shape != clusters.shape or labels.ndim != 1 or not len(labels):
         raise FgvczooError(f"labels {tuple(labels.shape)}, clusters {tuple(clusters.shape)}: expected two (N,), N >= 1")
-    _, row = labels.unique(return_inverse=True)
-    _, column = clusters.unique(return_inverse=True)
+    _, row = torch.unique(labels, return_inverse=True)
+    _, column = torch.unique(clusters, return_inverse=True)
     width = int(column.max()) + 1
     table = torch.bincount(row * width + column, minlength=(int(row.max()) + 1) * width)
     return table.view(-1, width).double()
@@ -149,7 +149,7 @@ def _expected_information(first: Tensor, second: Tensor) -> Tensor:
     items = first.sum()
     total = torch.zeros((), dtype=torch.float64, device=first.device)
     # It depends on sizes alone: groups of equal size are one term.
-    (sizes_a, times_a), (sizes_b, times_b) = (sizes.unique(return_counts=True) for sizes in (first, second))
+    (sizes_a, times_a), (sizes_b, times_b) = (torch.unique(sizes, return_counts=True) for sizes in (first, second))
 
     def log_factorial(n: Tensor) -> Tensor:
         return torch.lgamma(n + 1)
@@ -207,7 +207,7 @@ def clustering_scores(
 
     kmeans_of: another k-means; None: `kmeans` with `seed` and `restarts`.
     """
-    k = len(labels.unique())
+    k = len(torch.unique(labels))
     assignment = (
         kmeans_of(embeddings, k) if kmeans_of else kmeans(embeddings, k, seed=seed, restarts=restarts).assignment
     )

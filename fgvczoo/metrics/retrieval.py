@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def relevant_counts(relevant: Relevance, own: Tensor | None, rows: slice | None 
     """Relevant items of each query, without its own item: (Q,) int64."""
     rows = rows or slice(0, len(relevant.query))
     if relevant.query.ndim == 1:
-        labels, inverse = relevant.gallery.long().unique(return_inverse=True)
+        labels, inverse = torch.unique(relevant.gallery.long(), return_inverse=True)
         size = torch.bincount(inverse, minlength=len(labels))
         place = torch.searchsorted(labels, relevant.query[rows].long()).clamp(max=len(labels) - 1)
         counts = size[place] * (labels[place] == relevant.query[rows].long())
@@ -195,7 +196,7 @@ def mean_over_queries(values: Tensor, counts: Tensor, *, lone: str = "exclude") 
 def mean_over_classes(values: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
     """Mean over the classes of the means over each class's queries, lone ones left out: a float64 scalar."""
     has = counts > 0
-    classes, inverse = labels[has].unique(return_inverse=True)
+    classes, inverse = torch.unique(labels[has], return_inverse=True)
     total = torch.zeros(len(classes), dtype=torch.float64, device=values.device).index_add_(0, inverse, values[has])
     return (total / torch.bincount(inverse, minlength=len(classes))).mean()
 
@@ -216,6 +217,21 @@ def bootstrap_interval(
     )
     low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return low, high
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `RetrievalMetrics` computed of N items, of all processes, in the order of their index.
+
+    embeddings (N, D), labels (N,), index (N,). values: each metric of each item as a query, by name, (N,) float64.
+    counts: relevant items of each, (N,).
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    index: Tensor
+    values: dict[str, Tensor]
+    counts: Tensor
 
 
 class RetrievalMetrics(Metric):
@@ -245,6 +261,7 @@ class RetrievalMetrics(Metric):
     embeddings: list[Tensor]
     labels: list[Tensor]
     index: list[Tensor]
+    evaluated: Evaluated  # by the last `compute`
 
     def __init__(
         self,
@@ -275,8 +292,8 @@ class RetrievalMetrics(Metric):
         self.labels.append(labels.detach().long().to(keep))
         self.index.append(index.detach().long().to(keep))
 
-    def gathered(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings, labels and index of all items so far, each once, in the order of their index."""
+    def _gathered(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings, labels and index of all items, each once, in the order of their index."""
         parts = [part if isinstance(part, list) else [part] for part in (self.embeddings, self.labels, self.index)]
         if not parts[0] or not sum(len(part) for part in parts[0]):
             raise FgvczooError("retrieval: no item was given; update the metric before computing it")
@@ -297,9 +314,8 @@ class RetrievalMetrics(Metric):
             raise FgvczooError(f"retrieval: {len(index)} different items of {self.items}; every item must be evaluated")
         return embeddings, labels, index
 
-    def values(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Of every query, in the order of the items' index: the metrics by name, the relevant counts, the labels."""
-        embeddings, labels, _ = self.gathered()
+    def _evaluate(self) -> Evaluated:
+        embeddings, labels, index = self._gathered()
         world, rank = (dist.get_world_size(), dist.get_rank()) if self._is_synced else (1, 0)
         rows = slice(len(labels) * rank // world, len(labels) * (rank + 1) // world)
         counts = relevant_counts(Relevance(labels, labels), torch.arange(len(labels), device=labels.device))
@@ -312,11 +328,12 @@ class RetrievalMetrics(Metric):
             table[:, rows] = torch.stack([own[name] for name in names])
         if world > 1:
             dist.all_reduce(table)  # every query is of one process: sums with zeros, exact
-        return dict(zip(names, table)), counts, labels
+        return Evaluated(embeddings, labels, index, dict(zip(names, table)), counts)
 
     def compute(self) -> dict[str, Tensor]:
-        """The means, and the counts of queries."""
-        values, counts, labels = self.values()
+        """The means, and the counts of queries; what each query has is in `evaluated` then."""
+        self.evaluated = self._evaluate()
+        values, counts, labels = self.evaluated.values, self.evaluated.counts, self.evaluated.labels
         if not bool((counts > 0).any()):
             warnings.warn(
                 "retrieval: no item has another one of its class; the metrics are undefined",

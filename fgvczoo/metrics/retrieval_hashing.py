@@ -25,7 +25,8 @@ def distance_counts(
 ) -> tuple[Tensor, Tensor]:
     """Items, and relevant items, at each Hamming distance 0..bits of each query: two (Q, bits + 1) float64."""
     bits = queries.shape[1]
-    totals, found = [], []
+    totals: list[Tensor] = []
+    found: list[Tensor] = []
     for query in _queries(len(queries), len(gallery), memory):
         distance = hamming_distances(queries[query], gallery)
         for weight, sums in ((torch.ones_like(distance), totals), (relevant.block(query), found)):

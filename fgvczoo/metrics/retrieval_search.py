@@ -93,11 +93,11 @@ class Space:
         squared = size - 2 * products
         # Near duplicates are left with few digits: by differences.
         near = (squared <= _NEAR * size).nonzero()[:, 0]
-        for part in near.split(max(1, 2**17 // rows.shape[1])):
+        for part in torch.split(near, max(1, 2**17 // rows.shape[1])):
             difference = rows[query[part] - first] - self._gallery_double[item[part]]
             squared[part] = difference.square_().sum(1)
         if self.query_blank is not None and self.gallery_blank is not None:
-            squared.masked_fill_(self.query_blank[query] | self.gallery_blank[item], 2.0)
+            squared = squared.masked_fill(self.query_blank[query] | self.gallery_blank[item], 2.0)
         return squared
 
     @cached_property
@@ -106,7 +106,7 @@ class Space:
 
     @cached_property
     def _gallery_norm(self) -> Tensor:
-        return torch.cat([part.square().sum(1) for part in self._gallery_double.split(4096)])
+        return torch.cat([part.square().sum(1) for part in torch.split(self._gallery_double, 4096)])
 
     def finish(self, squared: Tensor, query: slice) -> Tensor:
         """Squared distances (n, k) of n queries in the unit of the distance asked for; float64."""
@@ -176,7 +176,7 @@ class _Products:
 
 
 def _squared_norms(rows: Tensor) -> Tensor:
-    parts = [part.double().square().sum(1) for part in rows.split(max(1, 2**22 // max(1, rows.shape[1])))]
+    parts = [part.double().square().sum(1) for part in torch.split(rows, max(1, 2**22 // max(1, rows.shape[1])))]
     return torch.cat(parts).float()
 
 
@@ -402,7 +402,7 @@ def _items_before(
     before = histogram.cumsum(1)[:, :-1]  # an item at position p comes before the relevant ones p, p + 1, ...
     row, place = (~clear & block.isfinite()).nonzero(as_tuple=True)
     step = max(1, 2**22 // value.shape[1])
-    for r, p in zip(row.split(step), place.split(step)):
+    for r, p in zip(torch.split(row, step), torch.split(place, step)):
         exact = space.exact(r + query.start, p + item.start)[:, None]
         first = (exact < value[r]) | ((exact == value[r]) & ((p + item.start)[:, None] < column[r]))
         before.index_add_(0, r, first.double())

@@ -27,10 +27,11 @@ METADATA = "fgvczoo.json"
 
 
 def export(model: StagedModule, path: str | Path, batch: int | None = None) -> Path:
-    """Writes what `forward` computes in eval mode: images (B, 3, h, w), preprocessed, float32 -> logits (B, C).
+    """Writes what `forward` computes in eval mode: images (B, 3, h, w), preprocessed, float32 -> logits (B, C)
+    or embeddings (B, D).
 
-    path: .onnx (for onnxruntime and others; input "image", output "logits") or .pt2 (for `torch.export.load`). h and w
-    are those of the model's preprocessing. batch: images at once; None: any number.
+    path: .onnx (for onnxruntime and others; input "image", output the model's `output_name`: "logits", "embedding") or
+    .pt2 (for `torch.export.load`). h and w are those of the model's preprocessing. batch: images at once; None: any number.
 
     Class names, preprocessing and provenance travel in the file as JSON: in .onnx under the metadata key
     "fgvczoo.json", in .pt2 as an extra file of that name. The file appears whole or not at all; the model stays as it
@@ -54,7 +55,7 @@ def export(model: StagedModule, path: str | Path, batch: int | None = None) -> P
     }
     program = _trace(model, batch)
     with atomic_path(path) as temporary:
-        _WRITERS[path.suffix](program, temporary, json.dumps(metadata))
+        _WRITERS[path.suffix](program, temporary, json.dumps(metadata), model.output_name)
     return path
 
 
@@ -71,13 +72,13 @@ def _trace(model: StagedModule, batch: int | None) -> ExportedProgram:
         return program if model.device.type == "cpu" else move_to_device_pass(program, "cpu")
 
 
-def _write_pt2(program: ExportedProgram, path: Path, metadata: str) -> None:
+def _write_pt2(program: ExportedProgram, path: Path, metadata: str, output: str) -> None:
     content = io.BytesIO()  # given a path, it would name a folder in the file after the temporary name
     torch.export.save(program, content, extra_files={METADATA: metadata})
     path.write_bytes(content.getbuffer())
 
 
-def _write_onnx(program: ExportedProgram, path: Path, metadata: str) -> None:
+def _write_onnx(program: ExportedProgram, path: Path, metadata: str, output: str) -> None:
     shapes = ({0: "batch"},) if program.range_constraints else None  # the name that the dimension gets
     with _quiet():
         written = torch.onnx.export(
@@ -85,7 +86,7 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: str) -> None:
             dynamo=True,
             verbose=False,
             input_names=["image"],
-            output_names=["logits"],
+            output_names=[output],
             dynamic_shapes=shapes,
         )
     assert written is not None
@@ -93,7 +94,7 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: str) -> None:
     written.save(path, external_data=False)
 
 
-_WRITERS: dict[str, Callable[[ExportedProgram, Path, str], None]] = {".onnx": _write_onnx, ".pt2": _write_pt2}
+_WRITERS: dict[str, Callable[[ExportedProgram, Path, str, str], None]] = {".onnx": _write_onnx, ".pt2": _write_pt2}
 
 
 @contextmanager

@@ -28,6 +28,38 @@ class Paper:
 
 
 PAPERS: dict[str, Paper] = {
+    "dm2": Paper(
+        title="Diversified Mutual Learning for Deep Metric Learning",
+        authors="Park, Kim et al.",
+        venue="ECCV 2020 Workshops",
+        url="https://arxiv.org/abs/2009.04170",
+        licence=None,
+        redistributable=False,
+        bibtex="""\
+@inproceedings{park2020dm2,
+  title     = {Diversified Mutual Learning for Deep Metric Learning},
+  author    = {Park, Wonpyo and Kim, Wonjae and You, Kihyun and Cho, Minsu},
+  booktitle = {European Conference on Computer Vision Workshops},
+  pages     = {709--725},
+  year      = {2020}
+}""",
+    ),
+    "dsml": Paper(
+        title="Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning",
+        authors="Yuan et al.",
+        venue="CVPR 2019",
+        url="https://arxiv.org/abs/1904.02616",
+        licence=None,
+        redistributable=False,
+        bibtex="""\
+@inproceedings{yuan2019snr,
+  title     = {Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning},
+  author    = {Yuan, Tongtong and Deng, Weihong and Tang, Jian and Tang, Yinan and Chen, Binghui},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  pages     = {4815--4824},
+  year      = {2019}
+}""",
+    ),
     "protopnet": Paper(
         title="This Looks Like That: Deep Learning for Interpretable Image Recognition",
         authors="Chen, Li et al.",

@@ -8,6 +8,8 @@ from typing import Any
 from fgvczoo.errors import FgvczooError, did_you_mean
 
 MODELS: dict[str, str] = {
+    "dm2": "fgvczoo.models.dm2.DM2",
+    "dsml": "fgvczoo.models.dsml.DSML",
     "linear": "fgvczoo.models.linear.LinearClassifier",
     "protopnet": "fgvczoo.models.protopnet.ProtoPNet",
     "st-protopnet": "fgvczoo.models.st_protopnet.STProtoPNet",

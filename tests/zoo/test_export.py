@@ -25,7 +25,7 @@ if path.endswith(".onnx"):
     import onnxruntime
     session = onnxruntime.InferenceSession(path)
     assert session.get_inputs()[0].shape[0] in ("batch", len(images))
-    logits = session.run(["logits"], {"image": images})[0]
+    logits = session.run(None, {"image": images})[0]
     metadata = session.get_modelmeta().custom_metadata_map["fgvczoo.json"]
     assert "torch" not in sys.modules
 else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,15 +45,18 @@ class Cohort(nn.Module):
     def __len__(self) -> int:
         return len(self.members)
 
+    def __iter__(self) -> Iterator[EmbeddingNetwork]:
+        return iter(self.members)  # type: ignore[arg-type]
+
     def raw(self, views: Sequence[Tensor]) -> list[Tensor]:
         """Each member's output (B, D_i) on its own view (B, 3, h, w)."""
-        return [member(view) for member, view in zip(self.members, views)]
+        return [member(view) for member, view in zip(self, views)]
 
     def forward(self, images: Tensor, member: int | None = None) -> Tensor:
         """The ensemble's embedding (B, sum of D_i), or one member's (B, D_i); rows of unit length."""
         if member is not None:
             return F.normalize(self.members[member](images), dim=1)
-        return ensemble([F.normalize(net(images), dim=1) for net in self.members])
+        return ensemble([F.normalize(net(images), dim=1) for net in self])
 
 
 def ensemble(embeddings: Sequence[Tensor]) -> Tensor:

@@ -83,17 +83,16 @@ class _AngleLosses(Function):
         for start in range(0, items, step):
             vertices = slice(start, min(start + step, items))
             tiles = [_cosines(s, vertices) for s in squared]
-            slopes: list[Tensor | None] = [None] * count
+            slopes = [torch.zeros_like(tile) for tile, _ in tiles]
             for i in range(count):
                 for j in range(i + 1, count):
                     difference = tiles[i][0] - tiles[j][0]
                     slope = difference.clamp(-1.0, 1.0)
                     # Smooth L1 is slope * (difference - slope / 2), within and beyond 1.
                     value[i, j] += torch.dot(slope.flatten(), (difference - slope / 2).flatten())
-                    slopes[i] = slope if slopes[i] is None else slopes[i] + slope
-                    slopes[j] = -slope if slopes[j] is None else slopes[j] - slope
+                    slopes[i] += slope
+                    slopes[j] -= slope
             for gradient, slope, (cosine, inverse) in zip(gradients, slopes, tiles):
-                assert slope is not None
                 _backward(gradient, slope, cosine, inverse, vertices)
         ctx.save_for_backward(*(gradient.mul_(scale) for gradient in gradients))
         return (value + value.T).sum(1) * scale

@@ -48,7 +48,9 @@ class GradientAccumulator:
                         sums[number] = parameter.grad.clone() if before is None else before + parameter.grad
                     if due and number in sums:
                         total = sums.pop(number)
-                        parameter.grad = total / interval if self.mode == "accumulate_mean" else total
+                        if self.mode == "accumulate_mean":
+                            total /= interval
+                        parameter.grad = total
                 if not due:
                     parameter.grad = None
 
