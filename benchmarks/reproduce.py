@@ -109,7 +109,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
     arguments, options = parser.parse_known_args()
     recipe = read_recipe(arguments.recipe)
-    recipes = [recipe] + ([read_recipe(recipe.card.baseline)] if recipe.card.baseline else [])
+    recipes = [recipe]
+    while (baseline := recipes[-1].card.baseline) is not None:
+        recipes.append(read_recipe(baseline))
     result: dict[str, Any] = {
         "command": " ".join(["python benchmarks/reproduce.py", recipe.name, f"--seeds {arguments.seeds}", *options]),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} torch threads",

@@ -142,7 +142,8 @@ class Preprocess:
 
     size: height, width after resizing.
     crop: "squash" resizes to `size` without keeping the aspect ratio; "center" resizes the shorter side so that
-        `size` is `crop_fraction` of it, and cuts the middle.
+        `size` is `crop_fraction` of it, and cuts the middle; "squash-center" resizes like "squash", such that `size` is
+        `crop_fraction` of it, and cuts the middle.
     interpolation: "bilinear", "bicubic" or "nearest", Pillow's: the first two are anti-aliased when shrinking. This is
         what torchvision's `Resize` does with pictures, so published numbers hold.
     mean, std: per channel, in the order of `channels`, for values in 0..`scale`.
@@ -164,7 +165,7 @@ class Preprocess:
         object.__setattr__(self, "mean", tuple(float(n) for n in self.mean))
         object.__setattr__(self, "std", tuple(float(n) for n in self.std))
         for name, given, known in (
-            ("crop", self.crop, ("squash", "center")),
+            ("crop", self.crop, ("squash", "center", "squash-center")),
             ("interpolation", self.interpolation, tuple(_INTERPOLATIONS)),
             ("channels", self.channels, ("RGB", "BGR")),
         ):
@@ -231,7 +232,9 @@ class Preprocess:
             return (0, 0, self.size[0] / height, self.size[1] / width), self.size
         goal_h, goal_w = (round(length / self.crop_fraction) for length in self.size)
         # One side meets its goal exactly; the other is rounded down, as in torchvision.
-        if goal_h * width >= goal_w * height:
+        if self.crop == "squash-center":
+            full_h, full_w = goal_h, goal_w
+        elif goal_h * width >= goal_w * height:
             full_h, full_w = goal_h, max(goal_h * width // height, self.size[1])
         else:
             full_h, full_w = max(goal_w * height // width, self.size[0]), goal_w

@@ -12,6 +12,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -28,13 +29,20 @@ _MEAN_COLOUR = (124, 116, 104)  # ImageNet's
 
 AUGMENTATIONS: dict[str, Callable[[], list[Any]]] = {}
 """Protocol name -> a function that builds its albumentations transforms. They run at the original size."""
+_WINDOWS: set[str] = set()  # protocols that draw the part of the picture that is seen
 
 
-def augmentation(name: str) -> Callable[[Callable[[], list[Any]]], Callable[[], list[Any]]]:
-    """Decorator that enters a protocol in `AUGMENTATIONS`."""
+def augmentation(name: str, *, window: bool = False) -> Callable[[Callable[[], list[Any]]], Callable[[], list[Any]]]:
+    """Decorator that enters a protocol in `AUGMENTATIONS`.
+
+    window: it draws the part of the picture that is seen, which is then resized to the size of the preprocessing,
+    without the cut that un-augmented pictures may get there.
+    """
 
     def enter(build: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
         AUGMENTATIONS[name] = build
+        if window:
+            _WINDOWS.add(name)
         return build
 
     return enter
@@ -79,18 +87,21 @@ class Transform:
         parts: (K, 3) x, y, visible -> float32 (K, 3); a part that left the picture is 0, 0, 0 like any invisible one.
         seed: whole numbers, all that the augmentation depends on; None leaves the picture as it is.
         """
+        preprocess = self.preprocess
         if seed is not None and self.augmentation != "none":
             image, mask, boxes, parts = self._augment(image, mask, boxes, parts, seed)
+            if self.augmentation in _WINDOWS:
+                preprocess = replace(preprocess, crop="squash")
         height, width = image.shape[:2]
-        sample = {"image": self.preprocess(image)}
+        sample = {"image": preprocess(image)}
         if mask is not None:
-            sample["mask"] = torch.from_numpy(self.preprocess.resize_mask(mask).astype(np.int64))
-        full_h, full_w = self.preprocess.size
+            sample["mask"] = torch.from_numpy(preprocess.resize_mask(mask).astype(np.int64))
+        full_h, full_w = preprocess.size
         if boxes is not None:
-            moved = self.preprocess.boxes_forward(boxes, height, width)
+            moved = preprocess.boxes_forward(boxes, height, width)
             sample["boxes"] = torch.from_numpy(np.clip(moved, 0, (full_w, full_h, full_w, full_h)).astype(np.float32))
         if parts is not None:
-            x, y = self.preprocess.boxes_forward(parts[:, [0, 1, 0, 1]], height, width)[:, :2].T.astype(np.float32)
+            x, y = preprocess.boxes_forward(parts[:, [0, 1, 0, 1]], height, width)[:, :2].T.astype(np.float32)
             inside = (parts[:, 2] > 0) & (x >= 0) & (x < full_w) & (y >= 0) & (y < full_h)
             sample["parts"] = torch.from_numpy(np.stack([x, y, np.ones_like(x)], axis=1) * inside[:, None])
         return sample
@@ -271,6 +282,73 @@ def small_birds() -> list[Any]:
             p=0.5,
         ),
     ]
+
+
+@augmentation("resized-crop", window=True)
+def resized_crop() -> list[Any]:
+    """A window of 8 to 100 % of the area, 3/4 to 4/3 as wide as high, as torchvision has it, then a flip."""
+    return [_warp(_draw_window(0.08)), _albumentations().HorizontalFlip(p=0.5)]
+
+
+@augmentation("resized-crop-16", window=True)
+def resized_crop_16() -> list[Any]:
+    """As "resized-crop", of at least 16 % of the area."""
+    return [_warp(_draw_window(0.16)), _albumentations().HorizontalFlip(p=0.5)]
+
+
+@augmentation("random-crop", window=True)
+def random_crop() -> list[Any]:
+    """A window of 7/8 of width and height (224 of 256 pixels), then a flip."""
+    return [_warp(_draw_seven_eighths), _albumentations().HorizontalFlip(p=0.5)]
+
+
+@augmentation("random-crop-colour", window=True)
+def random_crop_colour() -> list[Any]:
+    """As "random-crop", with brightness, contrast, saturation and hue moved by up to 0.2."""
+    jitter = _albumentations().ColorJitter(
+        brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.2, 0.2), p=1
+    )
+    return [*random_crop(), jitter]
+
+
+@augmentation("random-crop-zoom", window=True)
+def random_crop_zoom() -> list[Any]:
+    """As "resized-crop", of at least half of the area."""
+    return [_warp(_draw_window(0.5)), _albumentations().HorizontalFlip(p=0.5)]
+
+
+@augmentation("random-crop-grey", window=True)
+def random_crop_grey() -> list[Any]:
+    """As "random-crop", without colours with probability 0.2."""
+    return [*random_crop(), _albumentations().ToGray(p=0.2)]
+
+
+def _draw_window(least: float) -> Callable[[random.Random, int, int], np.ndarray]:
+    """A window of at least this share of the area fills the picture. Ten draws of area and shape, as torchvision has
+    it; if none fits, the largest window in the middle whose shape is allowed."""
+
+    def draw(rng: random.Random, height: int, width: int) -> np.ndarray:
+        for _ in range(10):
+            area = height * width * rng.uniform(least, 1.0)
+            ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return _zoom(rng.randint(0, width - w), rng.randint(0, height - h), w, h, height, width)
+        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        return _zoom((width - w) // 2, (height - h) // 2, w, h, height, width)
+
+    return draw
+
+
+def _draw_seven_eighths(rng: random.Random, height: int, width: int) -> np.ndarray:
+    """A window of 7/8 of width and height fills the picture."""
+    w, h = max(1, round(width * 7 / 8)), max(1, round(height * 7 / 8))
+    return _zoom(rng.randint(0, width - w), rng.randint(0, height - h), w, h, height, width)
+
+
+def _zoom(x: int, y: int, w: int, h: int, height: int, width: int) -> np.ndarray:
+    """The matrix that makes the window at x, y the whole picture."""
+    return np.diag([width / w, height / h, 1]) @ _shift(-x, -y)
 
 
 def _draw_rotation(rng: random.Random, height: int, width: int) -> np.ndarray:

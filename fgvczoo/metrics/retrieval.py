@@ -90,7 +90,7 @@ def relevant_counts(relevant: Relevance, own: Tensor | None, rows: slice | None 
         labels, inverse = torch.unique(relevant.gallery.long(), return_inverse=True)
         size = torch.bincount(inverse, minlength=len(labels))
         place = torch.searchsorted(labels, relevant.query[rows].long()).clamp(max=len(labels) - 1)
-        counts = size[place] * (labels[place] == relevant.query[rows].long())
+        counts: Tensor = size[place] * (labels[place] == relevant.query[rows].long())
     else:
         starts = range(rows.start, rows.stop, 1024)
         counts = torch.cat([relevant.block(slice(s, min(s + 1024, rows.stop))).sum(1) for s in starts])

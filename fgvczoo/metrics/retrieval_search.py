@@ -90,7 +90,7 @@ class Space:
             )
             products = torch.sparse.sampled_addmm(pairs, rows, self._gallery_double.T, beta=0.0).values()
         size = rows.square().sum(1)[query - first] + self._gallery_norm[item]
-        squared = size - 2 * products
+        squared: Tensor = size - 2 * products
         # Near duplicates are left with few digits: by differences.
         near = (squared <= _NEAR * size).nonzero()[:, 0]
         for part in torch.split(near, max(1, 2**17 // rows.shape[1])):
@@ -168,11 +168,14 @@ class _Products:
     def block(self, query: slice, item: slice) -> Tensor:
         """|g|^2 - 2 q.g: (queries, items) float32. Adding |q|^2 gives squared distances."""
         with full_precision():
-            return torch.addmm(self.gallery_norm[item], self.queries[query], self.gallery[item].T, alpha=-2.0)
+            queries, gallery = self.queries[query], self.gallery[item]
+            products: Tensor = torch.addmm(self.gallery_norm[item], queries, gallery.T, alpha=-2.0)
+        return products
 
     def bound(self, query: slice) -> Tensor:
         """How far two equal distances of a query may be apart by rounding: (queries, 1) float32."""
-        return (self.relative * (self.query_norm[query] + self.largest))[:, None]
+        bound: Tensor = self.relative * (self.query_norm[query] + self.largest)
+        return bound[:, None]
 
 
 def _squared_norms(rows: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ def export(model: StagedModule, path: str | Path, batch: int | None = None) -> P
     or embeddings (B, D).
 
     path: .onnx (for onnxruntime and others; input "image", output the model's `output_name`: "logits", "embedding") or
-    .pt2 (for `torch.export.load`). h and w are those of the model's preprocessing. batch: images at once; None: any number.
+    .pt2 (for `torch.export.load`). h and w are those of the model's preprocessing. batch: images at once; None:
+    any number.
 
     Class names, preprocessing and provenance travel in the file as JSON: in .onnx under the metadata key
     "fgvczoo.json", in .pt2 as an extra file of that name. The file appears whole or not at all; the model stays as it

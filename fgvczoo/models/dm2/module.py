@@ -44,7 +44,7 @@ class DM2(RetrievalModule):
         intervals: T_i, member i updates every T_i-th step; None: 1, 2, 1, 2, ... At least one is 1.
         update_mode: what a slower member does with the gradients in between, see `updates.GradientAccumulator`; or
             "ema": members whose interval is above 1 follow member 0 with decay `ema_decay`, without gradients.
-        model_diversity: heads start apart; False: all alike.
+        model_diversity: heads start apart, and trunks where they start from random weights; False: all alike.
         view_diversity: member i sees `batch["views"][i]`; False: all see the image.
         margin, sampler: of the triplet loss, see `nn.triplets.sample_triplets`.
         distance_weight, angle_weight: w_D and w_A. ramp_epochs: over which they grow from 0: untrained peers teach
@@ -114,9 +114,11 @@ class DM2(RetrievalModule):
             head_seed=head_seed,
         )
         if not model_diversity:
-            heads = [member.head for member in self.network]
-            for head in heads[1:]:
-                head.load_state_dict(heads[0].state_dict())
+            first, *others = self.network
+            if len(set(backbones)) > 1:
+                raise FgvczooError("model_diversity: false needs one architecture; give equal backbones")
+            for member in others:
+                member.load_state_dict(first.state_dict())
         self.update_mode, self.ema_decay = update_mode, ema_decay
         self.view_diversity, self.margin, self.sampler = view_diversity, margin, sampler
         self.distance_weight, self.angle_weight = distance_weight, angle_weight

@@ -69,5 +69,5 @@ def follow(member: torch.nn.Module, leader: torch.nn.Module, decay: float) -> No
     statistics) the leader's."""
     for own, other in zip(member.parameters(), leader.parameters()):
         own.lerp_(other, 1 - decay)
-    for own, other in zip(member.buffers(), leader.buffers()):
-        own.copy_(other)
+    for mine, buffer in zip(member.buffers(), leader.buffers()):
+        mine.copy_(buffer)
