@@ -18,7 +18,10 @@ from fgvczoo.nn.prototypes import Projector
 from fgvczoo.zoo.load import load
 from tests.conftest import RECIPES
 
+RETRIEVAL = ["--model.out_index", "1"]
 TRUNKS = {
+    "dsml": ["--model.backbone", "test_convnext", *RETRIEVAL],
+    "dm2": ["--model.backbones", "[test_convnext,test_convnext]", *RETRIEVAL],
     "st-protopnet": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "protopnet": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "linear": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
@@ -60,7 +63,7 @@ def test_two_processes_are_one(paper: str, tmp_path: Path, birds: Path, fgvczoo_
 
 
 def accuracies(out: str) -> list[str]:
-    return [line.split()[1] + line.split()[3] for line in out.splitlines() if "test/top" in line]
+    return [line.split()[1] + line.split()[3] for line in out.splitlines() if "test/top" in line or "test/recall" in line]
 
 
 def _rounded(value: object) -> object:

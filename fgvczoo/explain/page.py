@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.overlay import encode_jpeg, enlarge, overlay
@@ -22,15 +22,21 @@ _IMAGE_ENDINGS = (".png", ".pdf", ".svg")
 _STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
-def write(explanations: Sequence[PrototypeExplanation], path: str | Path, names: Sequence[str] | None = None) -> Path:
+def write(
+    explanations: Sequence[Any],
+    path: str | Path,
+    names: Sequence[str] | None = None,
+    page: Callable[[Sequence[Any], Sequence[str]], str] | None = None,
+) -> Path:
     """Writes explanations by the file's ending: .html (all of them), .json (all), .png, .pdf, .svg (one).
 
-    names: what the images are called. Raises `FgvczooError` for another ending, or several explanations in one figure.
+    names: what the images are called. page: from explanations and names to HTML; None: that of prototypes. Raises
+    `FgvczooError` for another ending, or several explanations in one figure.
     """
     path = Path(path)
     titles = list(names) if names is not None else [""] * len(explanations)
     if path.suffix in (".html", ".htm"):
-        write_text(path, render(explanations, titles))
+        write_text(path, (page or render)(explanations, titles))
     elif path.suffix == ".json":
         values = [{"image": name, **e.to_dict()} for name, e in zip(titles, explanations)]
         write_text(path, json.dumps(values if len(values) != 1 else values[0], indent=1) + "\n")
@@ -48,10 +54,15 @@ def render(explanations: Sequence[PrototypeExplanation], names: Sequence[str]) -
     """The page. Everything that comes from files or class names is escaped."""
     sections = "\n".join(_section(e, name) for e, name in zip(explanations, names))
     title = f"Why {html.escape(explanations[0].class_name)}?" if len(explanations) == 1 else "Explanations"
+    return document(title, sections)
+
+
+def document(title: str, body: str) -> str:
+    """A self-contained page; both are HTML already."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><main>\n{sections}\n</main></body></html>\n"
+        f"<style>{_STYLE}</style></head><body><main>\n{body}\n</main></body></html>\n"
     )
 
 
@@ -68,7 +79,7 @@ def _section(e: PrototypeExplanation, name: str) -> str:
     cards = "\n".join(_card(e, entry) for entry in shown)
     file = f'<p class="soft">{html.escape(name)}</p>' if name else ""
     return f"""<section>
-<div class="head">{_image(enlarge(e.image, SIDE), "the image")}
+<div class="head">{image_tag(enlarge(e.image, SIDE), "the image")}
 <div><h1>Why {html.escape(e.class_name)}?</h1>{file}
 <p>Probability {e.probability:.1%}{asked}.</p>
 <p>The score of this class (its logit, {e.logit:.2f}) is a sum over {len(e.evidence)} prototypes. Each one is looked
@@ -87,7 +98,7 @@ for on the whole image; what it adds is its similarity to the best place it find
 
 def _card(e: PrototypeExplanation, entry: Evidence) -> str:
     assert entry.map is not None
-    found = _image(overlay(e.image, entry.map, SIDE), "where it is found on the image")
+    found = image_tag(overlay(e.image, entry.map, SIDE), "where it is found on the image")
     if entry.picture is not None:
         prototype = f'<img src="{_data_uri(entry.picture)}" alt="the prototype">'
     elif entry.source is not None:
@@ -154,7 +165,8 @@ def _sign(value: float) -> str:
     return "up" if value >= 0 else "down"
 
 
-def _image(image: object, alt: str) -> str:
+def image_tag(image: object, alt: str) -> str:
+    """RGB uint8 (h, w, 3) as an image that the page holds."""
     return f'<img src="{_data_uri(encode_jpeg(image))}" alt="{alt}">'  # type: ignore[arg-type]
 
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fgvczoo.batch import Batch
 from fgvczoo.errors import FgvczooError
+from fgvczoo.explain.contact_sheet import ContactSheet, Gallery, explain_retrieval
 from fgvczoo.metrics.retrieval import KS, mean_over_queries
 from fgvczoo.models.dm2.losses import cohort_losses
 from fgvczoo.models.dm2.network import Cohort
@@ -20,6 +21,7 @@ from fgvczoo.models.dm2.relations import mutual_losses
 from fgvczoo.models.dm2.updates import MODES, GradientAccumulator, follow
 from fgvczoo.nn.embeddings import gather_batch
 from fgvczoo.nn.triplets import sample_triplets, step_generator
+from fgvczoo.tasks.classification import Box
 from fgvczoo.tasks.retrieval import RetrievalModule
 from fgvczoo.tasks.stages import Group, Stage
 
@@ -261,3 +263,15 @@ class DM2(RetrievalModule):
         scores["one_member_right"] = (right.sum(0) == 1).double().mean()
         distance, angle = mutual_losses([member.embeddings[:256] for member in members])  # some items tell
         return scores | {"relation_distance": distance.mean(), "relation_angle": angle.mean()}
+
+    # -- explanation --------------------------------------------------------------------------------------------
+
+    def explain(
+        self, image: Any, gallery: Gallery, *, top: int = 10, box: Box | None = None, label: str | None = None
+    ) -> ContactSheet:
+        """What is nearest to an image in a gallery, by the ensemble and by each member.
+
+        image, box: as `predict` takes them. label: its class, where known, to mark what is right.
+        """
+        (sheet,) = explain_retrieval(self, [image], gallery, top=top, boxes=[box], labels=[label])
+        return sheet

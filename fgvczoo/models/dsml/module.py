@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from fgvczoo.batch import Batch
 from fgvczoo.errors import FgvczooError, FgvczooWarning, did_you_mean
+from fgvczoo.explain.contact_sheet import ContactSheet, Gallery, explain_retrieval
 from fgvczoo.metrics.retrieval import KS, RetrievalMetrics
 from fgvczoo.metrics.retrieval_search import codes
 from fgvczoo.models.dsml import losses as L
 from fgvczoo.models.dsml.distance import SMALLEST_VARIANCE, snr_distance
 from fgvczoo.nn.embeddings import EmbeddingNetwork, euclidean_distances, gather_batch
 from fgvczoo.nn.triplets import SAMPLERS, positive_pairs, sample_triplets, step_generator
+from fgvczoo.tasks.classification import Box
 from fgvczoo.tasks.retrieval import RetrievalModule, standard_loss, standard_miner
 from fgvczoo.tasks.stages import Group, Stage
 
@@ -235,3 +237,15 @@ class DSML(RetrievalModule):
         """Variance of the signal (the query) and of the noise, and the SNR distance, their ratio."""
         signal, noise = (float(x.double().var(correction=0)) for x in (query, item - query))
         return {"signal": signal, "noise": noise, "d": noise / max(signal, SMALLEST_VARIANCE)}
+
+    # -- explanation --------------------------------------------------------------------------------------------
+
+    def explain(
+        self, image: Any, gallery: Gallery, *, top: int = 10, box: Box | None = None, label: str | None = None
+    ) -> ContactSheet:
+        """What is nearest to an image in a gallery, with the variances of signal and noise of each pair.
+
+        image, box: as `predict` takes them. label: its class, where known, to mark what is right.
+        """
+        (sheet,) = explain_retrieval(self, [image], gallery, top=top, boxes=[box], labels=[label])
+        return sheet
