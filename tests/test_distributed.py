@@ -63,7 +63,9 @@ def test_two_processes_are_one(paper: str, tmp_path: Path, birds: Path, fgvczoo_
 
 
 def accuracies(out: str) -> list[str]:
-    return [line.split()[1] + line.split()[3] for line in out.splitlines() if "test/top" in line or "test/recall" in line]
+    return [
+        line.split()[1] + line.split()[3] for line in out.splitlines() if "test/top" in line or "test/recall" in line
+    ]
 
 
 def _rounded(value: object) -> object:

@@ -24,7 +24,7 @@ MEMORY = 256 * 2**20
 
 _TINY_VARIANCE = 1e-12  # of a constant anchor under the SNR distance
 _NEAR = 1e-6  # share of |q|^2 + |g|^2 below which a squared distance is computed by differences
-_SMALL = 1e-3  # and below which not by float32
+_SMALL = 0.05  # and below which not by float32
 
 
 @dataclass
@@ -221,7 +221,8 @@ def nearest(
         own: (Q,) the place in the gallery of the query's own item, which is left out whatever its rank; -1: none.
         memory: bytes that blocks may take, besides the embeddings and the result.
 
-    Equal distances are in the order of the gallery; where a query has fewer than k items because only some have an own
+    Squared distances are exact to a millionth of |q|^2 + |g|^2, those of near items to all their digits. Equal ones are
+    in the order of the gallery; where a query has fewer than k items because only some have an own
     item, the distance is infinite and the place -1. Raises `FgvczooError` for k below 1, and as `Space.of`.
     """
     if k < 1:
