@@ -79,6 +79,7 @@ class _AngleLosses(Function):
         value = squared[0].new_zeros(count, count)
         gradients = [torch.zeros_like(s) for s in squared]
         step = max(1, TILE // items**2)
+        wanted = any(ctx.needs_input_grad)
         scale = 1 / (items**3 * (count - 1))
         for start in range(0, items, step):
             vertices = slice(start, min(start + step, items))
@@ -90,9 +91,10 @@ class _AngleLosses(Function):
                     slope = difference.clamp(-1.0, 1.0)
                     # Smooth L1 is slope * (difference - slope / 2), within and beyond 1.
                     value[i, j] += torch.dot(slope.flatten(), (difference - slope / 2).flatten())
-                    slopes[i] += slope
-                    slopes[j] -= slope
-            for gradient, slope, (cosine, inverse) in zip(gradients, slopes, tiles):
+                    if wanted:
+                        slopes[i] += slope
+                        slopes[j] -= slope
+            for gradient, slope, (cosine, inverse) in zip(gradients, slopes, tiles) if wanted else ():
                 _backward(gradient, slope, cosine, inverse, vertices)
         ctx.save_for_backward(*(gradient.mul_(scale) for gradient in gradients))
         return (value + value.T).sum(1) * scale
