@@ -268,17 +268,19 @@ def _candidates(block: Tensor, k: int, bound: Tensor) -> tuple[Tensor, Tensor]:
     """Of each row the k smallest values and all within `bound` of the k-th: values (n, c), infinite where there are
     fewer, and columns (n, c); by value, then column."""
     rows, columns = block.shape
-    if columns <= 4 * k:
+    if columns <= 2 * k:
         return _sorted(block, torch.arange(columns, device=block.device).expand(rows, columns))
+    if columns <= 32 * k:
+        return _sorted(*_below(block, block.kthvalue(k, dim=1, keepdim=True).values + bound))
     # A sample tells about where the k-th value lies; rows that it misjudges are selected from once more.
-    stride = min(columns // (4 * k), 16)
-    guess = min(len(range(0, columns, stride)), int(k / stride + 4 * (k / stride) ** 0.5) + 2)
-    limit = block[:, ::stride].topk(guess, dim=1, largest=False).values[:, -1:]
+    sample = block[:, ::16]
+    guess = min(sample.shape[1], int(k / 16 + k**0.5) + 2)
+    limit = sample.kthvalue(guess, dim=1, keepdim=True).values
     values, column = _sorted(*_below(block, limit))
     kth = values[:, k - 1 : k] if values.shape[1] >= k else torch.full_like(limit, torch.inf)
     wrong = ~(kth + bound <= limit)[:, 0]
     if bool(wrong.any()):
-        limit[wrong] = block[wrong].topk(k, dim=1, largest=False).values[:, -1:] + bound[wrong]
+        limit[wrong] = block[wrong].kthvalue(k, dim=1, keepdim=True).values + bound[wrong]
         values, column = _sorted(*_below(block, limit))
     return values, column
 
