@@ -67,8 +67,8 @@ class _File:
             if kind == _COMPRESSED:
                 stream = zlib.decompressobj()
                 inner = memoryview(stream.decompress(content, MOST_BYTES))
-                if stream.unconsumed_tail:
-                    raise _Damaged(f"a variable of more than {MOST_BYTES} bytes")
+                if not stream.eof:
+                    raise _Damaged(f"a variable that is cut, or of more than {MOST_BYTES} bytes")
                 kind, content, _ = self.element(inner, 0)
             if kind != _MATRIX:
                 raise _Damaged(f"an element of kind {kind}")
