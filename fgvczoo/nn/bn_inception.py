@@ -33,7 +33,7 @@ _STAGES = {"3b": 4, "4d": 8}  # last blocks before a stride, and their reduction
 
 
 class BNInception(nn.Module):
-    """The trunk: images (B, 3, h, w) -> features (B, 1024, ceil(h / 32), ceil(w / 32)).
+    """The trunk: images (B, 3, h, w) -> features (B, 1024, H, W), about h / 32 by w / 32.
 
     Every convolution has a bias and is followed by batch norm and ReLU. Blocks 3c and 4e halve the grid and have no 1x1
     branch and no projection.
@@ -78,7 +78,9 @@ class BNInception(nn.Module):
         parts.append(self._chain(x, f"{prefix}_3x3_reduce", f"{prefix}_3x3"))
         parts.append(self._chain(x, f"{prefix}_double_3x3_reduce", f"{prefix}_double_3x3_1", f"{prefix}_double_3x3_2"))
         if not one:
-            parts.append(F.max_pool2d(x, 3, 2, ceil_mode=True))
+            # On odd grids the convolutions give one cell more; features are not negative.
+            even = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+            parts.append(F.max_pool2d(even, 3, 2, ceil_mode=True))
         else:
             pooled = (
                 F.max_pool2d(x, 3, 1, 1) if name == "5b" else F.avg_pool2d(x, 3, 1, 1, True, count_include_pad=True)

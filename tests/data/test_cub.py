@@ -656,3 +656,15 @@ def test_absent_metadata_is_zero_and_invalid(copy, monkeypatch):
     (copy / "metadata.csv").write_text("\n".join(rows).replace("2015-07-09", "July") + "\n")
     with pytest.raises(FgvczooError, match=r"metadata\.csv"):
         module(copy, keys=["metadata"])
+
+
+def test_views_are_further_augmentations_of_a_picture(shared) -> None:
+    data = module(shared[0], views=["flip", "random-crop", "none"], batch_size=4)
+    batch = next(iter(data.loader("train", augment=True, shard="train")))
+    assert len(batch["views"]) == 3 and all(view.shape == batch["image"].shape for view in batch["views"])
+    assert torch.equal(batch["views"][2], batch["image"]) and not torch.equal(batch["views"][1], batch["image"])
+    again = next(iter(data.loader("train", augment=True, shard="train")))
+    assert all(torch.equal(a, b) for a, b in zip(batch["views"], again["views"]))
+    assert "views" not in next(iter(data.loader("test")))
+    with pytest.raises(FgvczooError, match="augmentation='blur'"):
+        module(shared[0], views=["blur"])
