@@ -125,7 +125,8 @@ def official_module(paper: str) -> ModuleType:
     cls = model_class(paper)
     package = MODELS[paper].rpartition(".")[0]
     if find_spec(f"{package}.official") is None:
-        raise FgvczooError(f"{cls.paper}: its authors published no checkpoints; known are those of {', '.join(PAPERS)}")
+        known = [name for name, path in MODELS.items() if find_spec(f"{path.rpartition('.')[0]}.official")]
+        raise FgvczooError(f"{cls.paper}: its authors published no checkpoints; known are those of {', '.join(known)}")
     return import_module(f"{package}.official")
 
 
