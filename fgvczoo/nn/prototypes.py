@@ -396,6 +396,14 @@ def gather_ranks(own: dict[str, Tensor | None]) -> list[dict[str, Any]]:
     return [{k: tensor.to(devices[0]) if tensor is not None else None for k, tensor in part.items()} for part in parts]
 
 
+def sum_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, on each of them; the tensor itself in a single process. A collective call."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
 def windows_at(features: Tensor, image: Tensor, cell: Tensor, window: tuple[int, int]) -> Tensor:
     """The window of each of n (image, cell): features (B, D, H, W), image, cell (n,) -> (n, D, h, w), a copy.
 
@@ -417,6 +425,24 @@ def duplicates(projector: Projector) -> int:
 def activation_boxes(maps: Tensor, size: tuple[int, int], percentile: float = 95.0) -> np.ndarray:
     """Maps (N, H, W) -> (N, 4) int64: the `high_activation_box` of each at the picture's size (height, width)."""
     boxes = [high_activation_box(activation, percentile) for activation in upsample(maps, size)]
+    return np.array(boxes, np.int64).reshape(-1, 4)
+
+
+def patch_map(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Flat cells (N,) of a map of `grid` rows and columns -> (N, h, w): 1 at the cell, 0 elsewhere, upsampled."""
+    rows, columns = grid
+    return upsample(F.one_hot(cells, rows * columns).float().view(-1, rows, columns), size)
+
+
+def patch_boxes(cells: Tensor, grid: tuple[int, int], size: tuple[int, int], threshold: float = 0.98) -> np.ndarray:
+    """The region of a picture of `size` that a cell stands for: (N,) -> (N, 4) int64, x0, y0, x1, y1, ends exclusive.
+
+    Where its `patch_map` is above 1 - threshold; a larger threshold gives a larger box (ProtoTree, arXiv 2012.02046).
+    """
+    boxes = []
+    for map_ in patch_map(cells, grid, size):
+        rows, columns = torch.nonzero(map_ > 1 - threshold, as_tuple=True)
+        boxes.append((int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1))
     return np.array(boxes, np.int64).reshape(-1, 4)
 
 

@@ -10,6 +10,7 @@ from fgvczoo.errors import FgvczooError, did_you_mean
 MODELS: dict[str, str] = {
     "linear": "fgvczoo.models.linear.LinearClassifier",
     "protopnet": "fgvczoo.models.protopnet.ProtoPNet",
+    "prototree": "fgvczoo.models.prototree.ProtoTree",
     "st-protopnet": "fgvczoo.models.st_protopnet.STProtoPNet",
 }
 
