@@ -59,12 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("explain", help="why an image gets its class, as a page")
     _model_options(add)
-    add.add_argument("paths", nargs="+", type=Path, metavar="IMAGE")
+    add.add_argument(
+        "paths", nargs="*", type=Path, metavar="IMAGE", help="image files; none: the whole model, where it can be drawn"
+    )
     add.add_argument(
         "-o", "--output", type=Path, default=Path("why.html"), help=".html (default why.html), .png or .json"
     )
     add.add_argument("--target", help="the class to explain, by name or number; default: the predicted one")
-    add.add_argument("--top", type=int, default=6, help="prototypes that get a map (default 6)")
+    add.add_argument("--top", type=int, default=6, help="prototypes that get a map, classes of a leaf (default 6)")
 
     add = commands.add_parser("import", help="the authors' checkpoint as weights of ours", epilog=IMPORT_EPILOG)
     add.add_argument("paper", metavar="PAPER", help="as in `fgvczoo info`: st-protopnet, ...")
@@ -227,6 +229,11 @@ def _explain(options: argparse.Namespace) -> int:
         raise FgvczooError(
             f"{model.paper} has no explanation of its own; it is a baseline, `fgvczoo predict` is all it does"
         )
+    if not options.paths:
+        if not hasattr(model, "explain_model"):
+            raise FgvczooError(f"explain: {model.paper} explains images, not itself; name at least one")
+        print(f"explanation in {write([model.explain_model(top=options.top)], options.output)}")
+        return 0
     by_number = options.target is not None and options.target.isdecimal() and options.target not in model.class_names
     target = int(options.target) if by_number else options.target
     explanations = [model.explain(path, target=target, top=options.top, box=boxes(path)) for path in options.paths]

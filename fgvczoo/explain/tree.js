@@ -47,7 +47,10 @@ document.addEventListener("DOMContentLoaded", () => {
       svg.setAttribute("viewBox", `${view.x} ${view.y} ${view.w} ${view.h}`);
     }
     function fit() {
-      const box = svg.getBBox(), frame = svg.getBoundingClientRect();
+      const box = svg.getBBox();
+      const ratio = (box.height + 40) / (box.width + 40); // no taller than it needs to be
+      svg.style.height = `${Math.max(260, Math.min(0.8 * innerHeight, ratio * svg.clientWidth))}px`;
+      const frame = svg.getBoundingClientRect();
       const w = Math.max(box.width + 40, ((box.height + 40) * frame.width) / frame.height);
       const h = (w * frame.height) / frame.width;
       look({ x: box.x + box.width / 2 - w / 2, y: box.y + box.height / 2 - h / 2, w, h });
@@ -112,7 +115,7 @@ document.addEventListener("DOMContentLoaded", () => {
     }
     layout();
     fit();
-    const buttons = [...document.querySelectorAll("[data-path]")];
+    const buttons = [...document.querySelectorAll(`[data-path][data-tree="${figure.dataset.tree}"]`)];
     for (const button of buttons) {
       const path = new Set(button.dataset.path.split(" "));
       button.addEventListener("click", () => { show(path); figure.scrollIntoView({ behavior: "smooth" }); });

@@ -214,10 +214,12 @@ def explain_tree(model: Any, *, top: int = 5) -> WholeTree:
     for row, branch in enumerate(tree.branches):
         source = model.sources["tree"][row] if model.sources["tree"] else None
         picture = model.prototype_pictures.get(f"tree.{row}")
+        left, right = tree.children[branch]
         nodes[branch] = TreeNode(
             branch,
             tree.depth[branch],
-            *tree.children[branch],
+            left,
+            right,
             source=source,
             picture=picture,
             patch=_patch(picture, source, model.preprocess) if picture and source else None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
+import json
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,7 @@ def path_section(e: TreeExplanation, name: str) -> str:
 prototype; it counts as present where their similarity is above 0.5.</p>
 <p class="soft">{where_from(e.tree.dataset, e.tree.prototypes_are_patches)} The probability is that of all leaves; this
 one is reached with {e.reach:.1%}.</p>
-<button class="show" data-path="{numbers}">Show the path in the tree</button>
+<button class="show" data-path="{numbers}" data-tree="{_name(e.tree)}">Show the path in the tree</button>
 </div></div>
 <h2>The path</h2>
 <ol class="steps">
@@ -100,7 +102,7 @@ def drawing(tree: WholeTree) -> str:
     return f"""<section><h2>The whole tree</h2>
 <p class="soft">Up: the prototype is absent. Down, in green: it is present. Click a node to fold or unfold what follows;
 drag to move, wheel to zoom.</p>
-<div class="tree"><div class="tools">{buttons}</div>
+<div class="tree" data-tree="{_name(tree)}"><div class="tools">{buttons}</div>
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="-20 -20 {width + 40} {bottom + 40:.0f}" data-step="{_STEP}"
  data-width="{_WIDTH}" role="img" aria-label="the tree">
 {"".join(edges)}
@@ -169,6 +171,11 @@ def _classes(leaf: TreeNode) -> str:
         for name, share in leaf.classes
     )
     return f"<table>{rows}</table>"
+
+
+def _name(tree: WholeTree) -> str:
+    """By which buttons find their tree on a page of several."""
+    return hashlib.sha256(json.dumps(tree.to_dict()).encode()).hexdigest()[:12]
 
 
 def _branches(tree: WholeTree) -> int:

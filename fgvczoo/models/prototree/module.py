@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -97,6 +98,7 @@ class ProtoTree(ProjectedClassifier):
         self.leaf_gain, self.leaf_passes, self.pruning_threshold = leaf_gain, leaf_passes, threshold
         self.pretrain_head = nn.Linear(network.backbone.channels, num_classes)
         self.routing_scores = RoutingScores()
+        self.is_pruned = branches is not None
         self._counts_before: Tensor | None = None  # when the epoch began
         self._evidence: Tensor | None = None  # of the forwards since the last step of the optimiser
         self.prepare_plan()
@@ -211,6 +213,7 @@ class ProtoTree(ProjectedClassifier):
         likeliest = head.leaves.log_distribution().amax(dim=1).exp()
         sharp = int((likeliest > self.pruning_threshold).sum())
         kept = head.prune_(self.pruning_threshold).tolist()
+        self.is_pruned = True
         if self.sources["tree"]:
             self.sources["tree"] = [self.sources["tree"][old] for old in kept]
         pictures = self.prototype_pictures
@@ -243,9 +246,10 @@ class ProtoTree(ProjectedClassifier):
             self.say(f"projection: distances to the nearest patch were {float(distance.mean()):.4f} +- {spread:.4f}")
         super()._report(name, projector)
 
-    def boxes_of(self, maps: Tensor) -> Any:
+    def boxes_of(self, maps: Tensor) -> np.ndarray:
         """The patches where maps (N, H, W) are largest, as regions of the preprocessed image (see `patch_boxes`)."""
-        return patch_boxes(maps.flatten(1).argmax(dim=1), tuple(maps.shape[1:]), self.preprocess.size)
+        grid = maps.shape[1], maps.shape[2]
+        return patch_boxes(maps.flatten(1).argmax(dim=1), grid, self.preprocess.size)
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
@@ -271,8 +275,7 @@ class ProtoTree(ProjectedClassifier):
             self._score(scores, self.network(batch["image"].to(self.device)), batch["label"].to(self.device))
         values = {name: float(value) for name, value in scores.compute().items()}
         head: TreeHead = self.network.head
-        whole = head.tree == Tree.complete(self.network.height)
-        state = "projected" if self.prototypes_are_patches else "trained" if whole else "pruned"
+        state = "projected" if self.prototypes_are_patches else "pruned" if self.is_pruned else "trained"
         self.say(f"{state}: {len(head.tree)} prototypes, {split} top-1 {values['top1']:.4f}")
         if self._trainer is not None and self._trainer.training:
             self.log(f"{split}/top1_{state}", values["top1"], rank_zero_only=True)
@@ -291,12 +294,15 @@ class ProtoTree(ProjectedClassifier):
     # -- plain state ----------------------------------------------------------------------------------------------
 
     def state_values(self) -> dict[str, Any]:
-        tree: Tree = self.network.head.tree
-        whole = tree == Tree.complete(self.network.height)
-        return {**super().state_values(), "branches": None if whole else tree.to_list()}
+        return {
+            **super().state_values(),
+            "is_pruned": self.is_pruned,
+            "branches": self.network.head.tree.to_list() if self.is_pruned else None,
+        }
 
     def restore_state_values(self, state: dict[str, Any]) -> None:
         super().restore_state_values(state)
+        self.is_pruned = bool(state["is_pruned"])
         height, branches = self.network.height, state["branches"]
         tree = Tree.complete(height) if branches is None else Tree.of(branches, height)
         if tree != self.network.head.tree:
