@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # A frame drawn on a prototype's picture, in pixels; a patch is cut inside of it.
-_FRAME = 2
+_FRAME = 3
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ HEAD = "".join(
 )
 
 # Of the drawing, in its own units: what a depth takes, the size of a branch and of a leaf, and the gap between nodes.
-_STEP, _WIDTH, _BRANCH, _LEAF, _GAP = 230, 150, 78, 30, 8
+_STEP, _WIDTH, _BRANCH, _LEAF, _GAP = 230, 150, 78, 34, 8
 _PICTURE = 64
 _LONGEST = 24
 
