@@ -110,8 +110,8 @@ def markdown(result: dict[str, Any], recipe: Recipe) -> str:
         f"# {recipe.name}",
         "",
         (
-            f"Test metrics in percent on {result['dataset']}, mean ± standard deviation over {seeds} seed(s); numbers of "
-            "prototypes and lengths of paths as they are; `top1_N_models`: the mean probabilities of N of them. "
+            f"Test metrics in percent on {result['dataset']}, mean ± standard deviation over {seeds} seed(s); numbers "
+            "of prototypes and lengths of paths as they are; `top1_N_models`: the mean probabilities of N of them. "
             f"`{result['command']}` writes this file."
         ),
         "",
