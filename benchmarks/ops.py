@@ -4,8 +4,9 @@ GPU, by other means: `--device cuda`, see `ops_cuda.py`.
 Sizes are those of the papers. Every row runs in a fresh process: one warm-up, 7 timed runs; loss = sum of the result,
 gradients of features and prototypes; inputs uniform in [0, 1) from a seed. Peak memory is the growth of the resident
 set from before the warm-up, but after a call on a tiny input, which pays for what libraries load on first use.
-`--repeat` goes over all rows again and pools the runs: other load on the machine comes in spells. Writes
-results/ops_DEVICE.json and .md beside this file.
+`--repeat` goes over all rows again and pools the runs: other load on the machine comes in spells. Then all ways of a
+size take turns in one process, whose allocator has the memory that they want: fresh memory costs the others most.
+Writes results/ops_cpu.json and .md beside this file (ops_cpu_2_threads with `--threads 2`).
 
 - fused: `fgvczoo.ops.nearest_patch`.
 - authors: the formulation of the authors' code (ProtoPNet: two convolutions, ReLU, max-pooling of the negative
@@ -25,7 +26,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ from torch.nn import functional as F
 
 from fgvczoo.ops import nearest_patch
 
-RUNS = 7
+RUNS, TURNS = 7, 15
+MODES = ("forward", "forward+backward")
 Formula = Callable[[Tensor, Tensor], Tensor]  # features (B, D, H, W), prototypes (P, D, 1, 1) -> (B, P) or two of them
 
 
@@ -169,17 +172,16 @@ class CPU:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 
-def measure(size: Size, variant: str, backward: bool, threads: int) -> dict[str, Any]:
-    """One row: the 7 times in seconds and the peak extra memory in bytes. For a fresh process."""
-    torch.set_num_threads(threads)
-    device = CPU()
+def inputs(size: Size, backward: bool) -> tuple[Tensor, Tensor]:
+    """Features (B, D, side, side) and prototypes (P, D, 1, 1)."""
     generator = torch.Generator().manual_seed(0)
+    shapes = ((size.B, size.D, size.side, size.side), (size.P, size.D, 1, 1))
+    features, prototypes = (torch.rand(shape, generator=generator).requires_grad_(backward) for shape in shapes)
+    return features, prototypes
 
-    def inputs(images: int, count: int, side: int) -> tuple[Tensor, Tensor]:
-        shapes = ((images, size.D, side, side), (count, size.D, 1, 1))
-        features, prototypes = (torch.rand(shape, generator=generator).requires_grad_(backward) for shape in shapes)
-        return features, prototypes
 
+def step_of(size: Size, variant: str, backward: bool) -> Callable[[Tensor, Tensor], None]:
+    """One step of a way: forward, and with `backward` the gradients of the result's sum."""
     name = "authors" if variant == "compiled" else variant
     formula = products if name == "product" else FORMULAS[size.formula][name]
     if variant == "compiled":
@@ -191,12 +193,34 @@ def measure(size: Size, variant: str, backward: bool, threads: int) -> dict[str,
         if backward:
             result.sum().backward()
 
-    step(*inputs(1, 2, 2))
-    given = inputs(size.B, size.P, size.side)
+    return step
+
+
+def measure(size: Size, variant: str, backward: bool, threads: int) -> dict[str, Any]:
+    """One row: the 7 times in seconds and the peak extra memory in bytes. For a fresh process."""
+    torch.set_num_threads(threads)
+    device = CPU()
+    step = step_of(size, variant, backward)
+    step(*inputs(replace(size, B=1, P=2, side=2), backward))
+    given = inputs(size, backward)
     device.reset_memory()
     step(*given)
     times = [device.seconds(lambda: step(*given)) for _ in range(RUNS)]
     return {"times": times, "memory": device.extra_memory()}
+
+
+def take_turns(size: Size, variants: list[str], backward: bool, threads: int) -> dict[str, float]:
+    """Median seconds of each way when all of them take turns in one process, memory warm for all."""
+    torch.set_num_threads(threads)
+    given = inputs(size, backward)
+    steps = {variant: step_of(size, variant, backward) for variant in variants}
+    times: dict[str, list[float]] = {variant: [] for variant in variants}
+    for turn in range(TURNS + 1):
+        for variant, step in steps.items():
+            seconds = CPU().seconds(partial(step, *given))
+            if turn:  # the first one warms up
+                times[variant].append(seconds)
+    return {variant: statistics.median(each) for variant, each in times.items()}
 
 
 def processor() -> str:
@@ -206,7 +230,7 @@ def processor() -> str:
 
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
-    machine = f"{results['processor']}, {results['threads']} thread"
+    machine = f"{results['processor']}, {results['threads']} thread(s)"
     versions = f"torch {results['torch']}, Python {results['python']}"
     runs = f"median (best) of {RUNS * results['repeat']} runs"
     text = [
@@ -230,6 +254,20 @@ def table(results: dict[str, Any]) -> str:
             memory = " / ".join(f"{m['memory'] / 2**20:.0f}" for m in (forward, both))
             text.append(f"| {label} | {variant} | {cells[0]} | {cells[1]} | {memory} | {ratio} |")
             label = ""
+    text += [
+        "",
+        f"In one process, in turns; median of {TURNS}, ms; ratios to fused.",
+        "",
+        "| formula, B x P x D, map | step | fused | authors | matmul | product |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for rows in results["turns"]:
+        size, times = Size(**rows["size"]), rows["seconds"]
+        cells = [f"{1e3 * times['fused']:.1f}"]
+        for variant in ("authors", "matmul", "product"):
+            cells.append(f"{1e3 * times[variant]:.1f} ({times[variant] / times['fused']:.2f})")
+        label = f"{size.formula}, {size.B} x {size.P} x {size.D}, {size.side} x {size.side}"
+        text.append(f"| {label} | {rows['mode']} | {' | '.join(cells)} |")
     return "\n".join(text) + "\n"
 
 
@@ -259,6 +297,11 @@ def main() -> int:
             print(f"\r{turn + 1}/{options.repeat}: {number + 1}/{len(rows)}", end="", file=sys.stderr, flush=True)
             with fresh.Pool(1) as worker:
                 found[row].append(worker.apply(measure, (*row, options.threads)))
+    turns = []
+    for size, backward in ((size, backward) for size in SIZES for backward in (False, True)):
+        with fresh.Pool(1) as worker:
+            seconds = worker.apply(take_turns, (size, variants, backward, options.threads))
+        turns.append({"size": asdict(size), "mode": MODES[backward], "seconds": seconds})
     print(file=sys.stderr)
 
     def summary(row: tuple[Size, str, bool]) -> dict[str, float]:
@@ -277,19 +320,18 @@ def main() -> int:
             {
                 "size": asdict(size),
                 "variants": {
-                    variant: {
-                        "forward": summary((size, variant, False)),
-                        "forward+backward": summary((size, variant, True)),
-                    }
+                    variant: {MODES[backward]: summary((size, variant, backward)) for backward in (False, True)}
                     for variant in variants
                 },
             }
             for size in SIZES
         ],
+        "turns": turns,
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"ops_{options.device}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / f"ops_{options.device}.md").write_text(table(results))
+    name = "ops_cpu" if options.threads == 1 else f"ops_cpu_{options.threads}_threads"
+    (options.out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.out / f"{name}.md").write_text(table(results))
     print(table(results))
     return 0
 

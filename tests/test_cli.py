@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import RECIPES
+from tests.data.cars.make import make_cars
 
 TINY = RECIPES / "st-protopnet-tiny.yaml"
 
@@ -202,6 +203,10 @@ def test_data_commands(fgvczoo_in, birds: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(birds, tmp_path / "copy")
     sorted((copy / "CUB_200_2011" / "images").rglob("*.jpg"))[0].unlink()
     assert fgvczoo_in("data", "check", "cub", copy)[0] == 1
+    make_cars(tmp_path / "cars")
+    assert fgvczoo_in("data", "check", "cars", tmp_path / "cars")[0] == 0
+    assert fgvczoo_in("data", "check", "cars", copy)[0] == 1
+    assert fgvczoo_in("data", "show", "cars", tmp_path / "cars", "-n", 4, "-o", "cars.png")[0] == 0
 
 
 HEAVY = ("torch", "lightning", "timm", "albumentations", "datasets", "torchvision", "cv2", "numpy", "huggingface_hub")

@@ -367,9 +367,11 @@ def _data_make(options: argparse.Namespace) -> int:
 
 
 def _data_check(options: argparse.Namespace) -> int:
-    from fgvczoo.data.check import check_cub, check_folder
+    from fgvczoo.data.check import check_cars, check_cub, check_folder, check_sop
 
-    checks = {"cub": check_cub, "synthbirds": check_cub, "folder": check_folder}
+    checks = {
+        "cars": check_cars, "cub": check_cub, "synthbirds": check_cub, "sop": check_sop, "folder": check_folder,
+    }  # fmt: skip
     if options.name not in checks:
         raise FgvczooError(
             f"data check: {options.name!r} has no check; known are {', '.join(checks)}"

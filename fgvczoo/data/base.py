@@ -8,6 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fgvczoo.batch import RAGGED_KEYS, Batch
-from fgvczoo.data.samplers import EpochBatchSampler, ExactSampler
+from fgvczoo.data.samplers import EpochBatchSampler, ExactSampler, PKBatchSampler, TrainBatchSampler
 from fgvczoo.data.transforms import Transform, crop_sample
 from fgvczoo.errors import FgvczooError, FgvczooWarning, did_you_mean
-from fgvczoo.preprocess import Preprocess, read_image
+from fgvczoo.preprocess import Preprocess, image_size, read_image
 
 # Rows that are cut from train are the same in every run, whatever its seed: results of several seeds are comparable.
 _SPLIT_SEED = 0
@@ -38,11 +39,17 @@ class Reader(ABC):
 
     name: str  # of the data set, lower case
     licence_allows_pictures: bool  # whether explanations that show its pictures may be passed on
-    class_names: list[str]  # of the labels 0..C-1
+    class_names: list[str]  # of the labels 0..C-1, those that are trained on
     labels: np.ndarray  # (N,) int64
     image_ids: np.ndarray  # (N,) the set's own ids, of any kind
     splits: dict[str, np.ndarray]  # name -> rows, ascending; the official ones where there are such; "train" among them
     keys: tuple[str, ...]  # annotations that it can give
+    cropped = False  # the box of each picture is used as the picture
+
+    @cached_property
+    def all_class_names(self) -> list[str]:
+        """Of all labels: more than `class_names` where some classes are there for testing only."""
+        return self.class_names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,13 +100,37 @@ class Reader(ABC):
         """Pairs of part numbers, from 0, that a mirrored picture exchanges."""
         return ()
 
-    def crop(self, index: int) -> tuple[int, int, int, int] | None:
-        """The part of the picture that is used, x0, y0, x1, y1; None for all of it."""
+    def box(self, index: int) -> np.ndarray | None:
+        """The box of the one object of a picture in its pixels, x0, y0, x1, y1; None where the set has no boxes."""
         return None
 
-    @abstractmethod
+    def crop(self, index: int) -> tuple[int, int, int, int] | None:
+        """The part of the picture that is used, x0, y0, x1, y1: its box rounded as Pillow's `crop`; None for all."""
+        if not self.cropped or (box := self.box(index)) is None:
+            return None
+        x0, y0, x1, y1 = (round(float(value)) for value in box)
+        return x0, y0, x1, y1
+
     def row(self, index: int) -> dict[str, Any]:
         """What is known of a row as plain values, in original coordinates; see `FGVCDataModule.row`."""
+        picture = self.picture(index)
+        height, width = image_size(picture, self.name_of(index))
+        label, image_id = self.label(index), self.image_ids[index]
+        if (crop := self.crop(index)) is not None:  # what was cut: no more than the picture has
+            crop = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
+        box = self.box(index)
+        return {
+            "index": index,
+            "image_id": image_id.item() if isinstance(image_id, np.generic) else image_id,
+            "path": str(picture.absolute()) if isinstance(picture, Path) else None,
+            "label": label,
+            "class_name": self.all_class_names[label],
+            "split": self.split_of(index),
+            "height": height,
+            "width": width,
+            "crop": crop,
+            **({} if box is None else {"bbox": box.tolist()}),
+        }
 
 
 class FGVCDataModule(lightning.LightningDataModule):
@@ -116,8 +147,13 @@ class FGVCDataModule(lightning.LightningDataModule):
         num_workers: loading processes; 0 loads in the main one.
         augmentation: a protocol of `fgvczoo.data.transforms.AUGMENTATIONS`, for training.
         preprocess: values of `fgvczoo.preprocess.Preprocess`, where they differ from its defaults.
+        images_per_class: K; training batches then hold K images of each of `batch_size` / K classes, each batch drawn
+            anew (`PKBatchSampler`). Without it every image is used once in an epoch.
+        batches_per_epoch: of `images_per_class`; by default as many as the training rows fill.
         seed: of order and augmentation.
         val_fraction: share of the training rows of every class that becomes the split "val"; the choice is fixed.
+        val_classes: share of the training classes, the last of them, whose images become the split "val" instead and
+            are not trained on; where training and test classes are disjoint, this is what measures retrieval.
         on_corrupt: "error" stops at an unreadable picture; "skip" goes on without it, warns and counts it in `skipped`.
         keys: annotations wanted in the batches, beside `image`, `index` and `label`.
 
@@ -137,8 +173,11 @@ class FGVCDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
         augmentation: str = "none",
         preprocess: dict[str, Any] | None = None,
+        images_per_class: int | None = None,
+        batches_per_epoch: int | None = None,
         seed: int = 0,
         val_fraction: float = 0.0,
+        val_classes: float = 0.0,
         on_corrupt: str = "error",
         keys: Sequence[str] = (),
     ) -> None:
@@ -149,8 +188,18 @@ class FGVCDataModule(lightning.LightningDataModule):
         for name, given in (("num_workers", num_workers), ("seed", seed)):
             if given < 0:
                 raise FgvczooError(f"{name}={given}; expected at least 0")
-        if not 0 <= val_fraction < 1:
-            raise FgvczooError(f"val_fraction={val_fraction}; expected a number in [0, 1)")
+        for option, size in (("images_per_class", images_per_class), ("batches_per_epoch", batches_per_epoch)):
+            if size is not None and size < 1:
+                raise FgvczooError(f"{option}={size}; expected at least 1")
+        if batches_per_epoch is not None and images_per_class is None:
+            raise FgvczooError(
+                f"batches_per_epoch={batches_per_epoch} without images_per_class: an epoch is every image once"
+            )
+        for option, share in (("val_fraction", val_fraction), ("val_classes", val_classes)):
+            if not 0 <= share < 1:
+                raise FgvczooError(f"{option}={share}; expected a number in [0, 1)")
+        if val_classes and val_fraction:
+            raise FgvczooError("val_fraction and val_classes: two ways to get val; give one")
         if on_corrupt not in ("error", "skip"):
             raise FgvczooError(f"on_corrupt={on_corrupt!r}; expected 'error' or 'skip'")
         known_keys = (*reader.keys, "size")
@@ -162,11 +211,11 @@ class FGVCDataModule(lightning.LightningDataModule):
         reader.require(keys)
         self.reader = reader
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.images_per_class, self.batches_per_epoch = images_per_class, batches_per_epoch
         self.seed, self.on_corrupt, self.keys = seed, on_corrupt, tuple(keys)
         self.preprocess = make_preprocess(preprocess)
         self.transform = Transform(self.preprocess, augmentation, reader.flip_pairs)
         self.class_names = list(reader.class_names)
-        self.num_classes = len(self.class_names)
         self.dataset_name = reader.name
         self.licence_allows_pictures = reader.licence_allows_pictures
         self.splits = dict(reader.splits)
@@ -176,16 +225,20 @@ class FGVCDataModule(lightning.LightningDataModule):
             self.splits["train"], self.splits["val"] = stratified(
                 self.splits["train"], reader.labels, val_fraction, "val"
             )
+        if val_classes:
+            self._hold_out_classes(val_classes)
+        self.num_classes = len(self.class_names)
         for name in ("train_plain", "projection"):
             self.splits.setdefault(name, self.splits["train"])
         self.skipped: dict[str, str] = {}
-        self._samplers: list[EpochBatchSampler] = []
+        self._samplers: list[TrainBatchSampler] = []
 
     def loader(self, split: str, augment: bool = False, shard: str = "exact") -> Loader:
         """Batches of a split.
 
         shard: "exact" gives every row once, in order, each process a contiguous share without padding; "train" gives
-            shuffled batches of `batch_size` over all processes (`EpochBatchSampler`).
+            shuffled batches of `batch_size` over all processes (`EpochBatchSampler`, or `PKBatchSampler` where
+            `images_per_class` is given).
         augment: by the protocol of this data module, from (seed, epoch, row).
         """
         if split not in self.splits:
@@ -201,14 +254,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         world_size, rank = self._processes()
         options: dict[str, Any]
         if shard == "train":
-            sampler = EpochBatchSampler(
-                len(rows),
-                self.batch_size,
-                seed=self.seed,
-                shuffle=not dataset.shuffles,
-                world_size=world_size,
-                rank=rank,
-            )
+            sampler = self._sampler(rows, dataset, {"seed": self.seed, "world_size": world_size, "rank": rank})
             self._samplers.append(sampler)
             options = {"batch_sampler": sampler}
         else:
@@ -290,9 +336,34 @@ class FGVCDataModule(lightning.LightningDataModule):
     def predict_dataloader(self) -> Loader:
         return self.loader("test")
 
+    def _hold_out_classes(self, share: float) -> None:
+        if "query" not in self.splits:
+            raise FgvczooError(
+                f"val_classes={share}: {self.dataset_name} is tested on the classes that it is trained on; give "
+                "val_fraction, or for retrieval protocol='metric-learning'"
+            )
+        kept = len(self.class_names) - max(round(share * len(self.class_names)), 1)
+        if not kept:
+            raise FgvczooError(f"val_classes={share} leaves none of {len(self.class_names)} classes to train on")
+        train = self.splits["train"]
+        held_out = self.reader.labels[train] >= kept
+        self.splits["train"], self.splits["val"] = train[~held_out], train[held_out]
+        self.class_names = self.class_names[:kept]
+
     def _rows(self, rows: np.ndarray, seed: int | None, *, shuffle: bool) -> Rows:
         """The samples of a loader. shuffle: it is for training."""
         return Rows(self.reader, rows, self.transform, self.keys, self.on_corrupt, seed)
+
+    def _sampler(self, rows: np.ndarray, dataset: Rows, options: dict[str, int]) -> TrainBatchSampler:
+        if self.images_per_class is None:
+            return EpochBatchSampler(len(rows), self.batch_size, shuffle=not dataset.shuffles, **options)
+        return PKBatchSampler(
+            self.reader.labels[rows],
+            self.batch_size,
+            self.images_per_class,
+            batches_per_epoch=self.batches_per_epoch,
+            **options,
+        )
 
     def _processes(self) -> tuple[int, int]:
         if self.trainer is not None:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fgvczoo.data.base import FGVCDataModule, Reader
+from fgvczoo.data.cars import Cars
 from fgvczoo.data.cub import CUB
 from fgvczoo.data.folder import Folder
+from fgvczoo.data.sop import SOP
 from fgvczoo.errors import FgvczooError
 from fgvczoo.progress import progress as bar
 
 _SHOWN = 20  # problems of one kind, and classes, that are named
+_CARS_ARCHIVES = {
+    "cars_train.tgz": "065e5b463ae28d29e77c1b4b166cfe61",
+    "cars_test.tgz": "4ce7ebf6a94d07f1952d94dd34c4d501",
+    "car_devkit.tgz": "c3b158d763b6e2245038c8ad08e45376",
+    "cars_test_annos_withlabels.mat": "b0a2b23655a3edd16d84508592a98d10",
+}
+_SOP_ARCHIVES = {"Stanford_Online_Products.zip": "7f73d41a2f44250d4779881525aea32e"}
+_Official = TypeVar("_Official", CUB, Cars, SOP)
 _FEW = 5  # training images without which a class is worth a note
 
 
@@ -49,16 +61,9 @@ def check_cub(root: str | Path, *, progress: bool = True) -> Report:
     progress: show a bar on stderr.
     """
     report = Report()
-    try:
-        reader = CUB(root)
-    except FgvczooError as error:
-        report.add("wrong", str(error))
+    reader = _open(report, CUB, root)
+    if reader is None:
         return report
-    counts = ", ".join(f"{len(rows):,} {name}" for name, rows in reader.splits.items())
-    report.add("ok", f"{reader.folder}: {len(reader):,} images of {len(reader.class_names)} classes ({counts})")
-    train = np.bincount(reader.labels[reader.splits["train"]], minlength=len(reader.class_names))
-    if empty := [reader.class_names[label] for label in np.flatnonzero(train == 0)]:
-        report.add("note", f"{len(empty)} classes without a training image, such as {', '.join(empty[:5])}")
     for key in ("bbox", "parts", "attributes", "class_attributes"):
         try:
             if key == "class_attributes":
@@ -76,6 +81,59 @@ def check_cub(root: str | Path, *, progress: bool = True) -> Report:
     else:
         _check_pictures(reader, report, ["mask"], progress=progress)
     return report
+
+
+def check_cars(root: str | Path, *, progress: bool = True) -> Report:
+    """Reads the annotations and every picture of a copy of Stanford Cars in any of its layouts. Changes nothing.
+
+    progress: show a bar on stderr.
+    """
+    report = Report()
+    reader = _open(report, Cars, root)
+    if reader is not None:
+        _check_archives(reader.folder, report, _CARS_ARCHIVES)
+        _check_pictures(reader, report, ["bbox"], progress=progress)
+    return report
+
+
+def check_sop(root: str | Path, *, progress: bool = True) -> Report:
+    """Reads the lists and every picture of a copy of Stanford Online Products. Changes nothing.
+
+    progress: show a bar on stderr.
+    """
+    report = Report()
+    reader = _open(report, SOP, root)
+    if reader is not None:
+        _check_archives(reader.folder.parent, report, _SOP_ARCHIVES)
+        _check_pictures(reader, report, [], progress=progress)
+    return report
+
+
+def _check_archives(folder: Path, report: Report, archives: dict[str, str]) -> None:
+    """Compares the archives that still lie there with MD5 sums, which are hearsay: another one is only a note."""
+    for name, expected in archives.items():
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                found = file_digest(file, "md5").hexdigest()
+            if found == expected:
+                report.add("ok", f"{folder / name}: MD5 {found}")
+            else:
+                report.add("note", f"{folder / name}: MD5 {found}, elsewhere {expected} is named; what it holds counts")
+
+
+def _open(report: Report, official: Callable[[str | Path], _Official], root: str | Path) -> _Official | None:
+    """The reader of an official layout, with its counts reported; None where it cannot be read."""
+    try:
+        reader = official(root)
+    except FgvczooError as error:
+        report.add("wrong", str(error))
+        return None
+    counts = ", ".join(f"{len(rows):,} {name}" for name, rows in reader.splits.items())
+    report.add("ok", f"{reader.folder}: {len(reader):,} images of {len(reader.all_class_names)} classes ({counts})")
+    train = np.bincount(reader.labels[reader.splits["train"]], minlength=len(reader.class_names))
+    if empty := [reader.class_names[label] for label in np.flatnonzero(train == 0)]:
+        report.add("note", f"{len(empty)} classes without a training image, such as {', '.join(empty[:5])}")
+    return reader
 
 
 def check_folder(root: str | Path, table: str | Path | None = None, *, progress: bool = True) -> Report:

@@ -9,15 +9,16 @@ import csv
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from fgvczoo.data.base import FGVCDataModule, Reader
+from fgvczoo.data.official import Protocol, by_protocol, check_listed, read_text
 from fgvczoo.data.views import CornerViews
 from fgvczoo.errors import FgvczooError
-from fgvczoo.preprocess import image_size, read_image
+from fgvczoo.preprocess import read_image
 
 FOLDER = "CUB_200_2011"
 _RECORD = "https://data.caltech.edu/records/65de6-vp158"
@@ -34,8 +35,7 @@ class CUB(Reader):
     root: the folder that holds `CUB_200_2011/`, or that folder itself; `attributes.txt` and `segmentations/` may lie in
         either. A `metadata.csv` (SynthBirds) gives place and date.
     cropped: use the box of each bird as the picture: x, y, x + w, y + h rounded to whole pixels as Pillow's `crop`.
-    protocol: "standard", the official split, or "metric-learning", where the first half of the classes is "train" and
-        the other "test", "query" and "gallery", whatever the official split says.
+    protocol: "standard", the official split, or "metric-learning", the halves of the classes; see `by_protocol`.
 
     Other sizes than the real set's are read alike; counts are asserted where it is the real set.
 
@@ -54,10 +54,8 @@ class CUB(Reader):
         root: str | Path | None,
         *,
         cropped: bool = False,
-        protocol: Literal["standard", "metric-learning"] = "standard",
+        protocol: Protocol = "standard",
     ) -> None:
-        if protocol not in ("standard", "metric-learning"):
-            raise FgvczooError(f"protocol={protocol!r}; expected 'standard' or 'metric-learning'")
         self.folder = _find(root)
         self.cropped = cropped
         self._read_images()
@@ -100,30 +98,8 @@ class CUB(Reader):
             notes["metadata_valid"] = {name: table[index] for name, table in valid.items()}
         return notes
 
-    def crop(self, index: int) -> tuple[int, int, int, int] | None:
-        if not self.cropped:
-            return None
-        x0, y0, x1, y1 = (round(float(value)) for value in self._boxes[index])
-        return x0, y0, x1, y1
-
-    def row(self, index: int) -> dict[str, Any]:
-        label = int(self.labels[index])
-        height, width = image_size(self.picture(index))
-        crop = self.crop(index)
-        if crop is not None:  # what was cut: no more than the picture has
-            crop = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
-        return {
-            "index": index,
-            "image_id": int(self.image_ids[index]),
-            "path": str(self.picture(index).absolute()),
-            "label": label,
-            "class_name": self.all_class_names[label],
-            "split": "train" if self._is_train[index] else "test",
-            "height": height,
-            "width": width,
-            "crop": crop,
-            "bbox": self._boxes[index].tolist(),
-        }
+    def box(self, index: int) -> np.ndarray:
+        return self._boxes[index]
 
     @cached_property
     def part_names(self) -> list[str]:
@@ -163,31 +139,14 @@ class CUB(Reader):
         file = self._file("images.txt")
         listed: dict[int, str] = {}
         for number, path in _pairs(file):
-            pure = PurePosixPath(path)
-            if pure.is_absolute() or ".." in pure.parts or "\\" in path:
-                raise FgvczooError(f"{file}: image {number} is {path!r}, outside the images folder")
             if number in listed:
                 raise FgvczooError(f"{file}: image id {number} occurs twice")
             listed[number] = path
         if not listed:
             raise FgvczooError(f"{file}: lists no image")
         self.image_ids = np.array(sorted(listed), np.int64)
-        self._files = np.array([listed[number] for number in self.image_ids.tolist()], dtype=object)
-        # One listing for each folder: thousands of single questions take long on network disks.
-        present: dict[str, set[str]] = {}
-        missing = []
-        for path in self._files:
-            parent, _, name = path.rpartition("/")
-            if parent not in present:
-                folder = self.folder / "images" / parent
-                present[parent] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-            if name not in present[parent]:
-                missing.append(path)
-        if missing:
-            raise FgvczooError(
-                f"{self.folder / 'images'}: {len(missing)} of {len(self)} listed images are missing, such as "
-                f"{', '.join(missing[:5])}; unpack the archive again"
-            )
+        self._files = [listed[number] for number in self.image_ids.tolist()]
+        check_listed(self.folder / "images", self._files, file)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -203,7 +162,7 @@ class CUB(Reader):
             number, label = self.image_ids[wrong[0]], self.labels[wrong[0]] + 1
             raise FgvczooError(f"{file}: image {number} has class {label}; expected 1..{count}")
 
-    def _read_splits(self, protocol: str) -> None:
+    def _read_splits(self, protocol: Protocol) -> None:
         file = self._file("train_test_split.txt")
         flags = self._by_image(file, _table(file, (0, 1), np.int64))[:, 0]
         wrong = np.flatnonzero((flags != 0) & (flags != 1))
@@ -217,15 +176,7 @@ class CUB(Reader):
                 f"{self.folder}: {found[0]:,} images, {found[1]:,} for training and {found[2]:,} for testing; expected "
                 f"{_IMAGES:,}, {_TRAIN:,} and {_TEST:,}; unpack the archive again"
             )
-        rows = np.arange(len(self))
-        if protocol == "standard":
-            self.class_names = self.all_class_names
-            self.splits = {"train": rows[self._is_train], "test": rows[~self._is_train]}
-        else:
-            half = len(self.all_class_names) // 2
-            seen = self.labels < half
-            self.class_names = self.all_class_names[:half]
-            self.splits = {"train": rows[seen], "test": rows[~seen], "query": rows[~seen], "gallery": rows[~seen]}
+        self.class_names, self.splits = by_protocol(protocol, self.all_class_names, self.labels, self._is_train)
         if not len(self.splits["train"]):
             raise FgvczooError(f"{file}: no training image")
 
@@ -367,7 +318,7 @@ class CUBDataModule(FGVCDataModule):
         self,
         root: str | None = None,
         cropped: bool = False,
-        protocol: Literal["standard", "metric-learning"] = "standard",
+        protocol: Protocol = "standard",
         views: Literal["images", "corners"] = "images",
         **options: Any,
     ) -> None:
@@ -397,7 +348,7 @@ class SynthBirdsDataModule(CUBDataModule):
         root: str | None = None,
         size: str = "small",
         cropped: bool = False,
-        protocol: Literal["standard", "metric-learning"] = "standard",
+        protocol: Protocol = "standard",
         **options: Any,
     ) -> None:
         from fgvczoo.data.synthbirds import make
@@ -424,7 +375,7 @@ def _find(root: str | Path | None) -> Path:
 def _pairs(file: Path) -> list[tuple[int, str]]:
     """Lines `number text`; the text may hold spaces."""
     pairs = []
-    for place, line in enumerate(_text(file).splitlines(), 1):
+    for place, line in enumerate(read_text(file).splitlines(), 1):
         number, _, text = line.strip().partition(" ")
         if not number.isdecimal() or not text:
             raise FgvczooError(f"{file}: line {place} is {line[:80]!r}; expected a number and a name")
@@ -451,10 +402,3 @@ def _table(file: Path, columns: Sequence[int], dtype: type[np.generic]) -> np.nd
             reason = str(error).splitlines()[0].rstrip(".")
             raise FgvczooError(f"{file}: {reason}; expected {len(columns)} numbers a line") from None
     return table.reshape(-1, len(columns))
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FgvczooError(f"{file}: cannot be read ({error})") from None

@@ -12,7 +12,7 @@ import numpy as np
 
 from fgvczoo.data.base import TEXT, UNPRINTABLE, FGVCDataModule, Reader, check_class_names, stratified
 from fgvczoo.errors import FgvczooError, did_you_mean
-from fgvczoo.preprocess import image_size, read_mask
+from fgvczoo.preprocess import read_mask
 
 if TYPE_CHECKING:
     from fgvczoo.data.columns import Columns
@@ -73,7 +73,7 @@ class Folder(Reader):
         if self.name != plain_name(self.name):
             raise FgvczooError(f"name={name!r}; expected letters, digits, and any of _ - .")
         self.licence_allows_pictures = licence_allows_pictures
-        self.crop_to_bbox = crop_to_bbox
+        self.cropped = crop_to_bbox
         self.table = self._find_table(table)
         self.unread: list[str] = []
         self._columns: Columns | None = None
@@ -110,32 +110,8 @@ class Folder(Reader):
             notes["mask"] = read_mask(self.root / str(self._mask_paths[index]))
         return notes
 
-    def crop(self, index: int) -> tuple[int, int, int, int] | None:
-        if not self.crop_to_bbox:
-            return None
-        assert self._columns is not None and self._columns.bbox is not None
-        x0, y0, x1, y1 = (round(float(value)) for value in self._columns.bbox[index])
-        return x0, y0, x1, y1
-
-    def row(self, index: int) -> dict[str, Any]:
-        label = int(self.labels[index])
-        height, width = image_size(self.picture(index))
-        crop = self.crop(index)
-        if crop is not None:  # what was cut: no more than the picture has
-            crop = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
-        known = self._columns.bbox if self._columns is not None else None
-        return {
-            "index": index,
-            "image_id": str(self.image_ids[index]),
-            "path": str(self.picture(index).absolute()),
-            "label": label,
-            "class_name": self.class_names[label],
-            "split": self.split_of(index),
-            "height": height,
-            "width": width,
-            "crop": crop,
-            **({"bbox": known[index].tolist()} if known is not None else {}),
-        }
+    def box(self, index: int) -> np.ndarray | None:
+        return self._columns.bbox[index] if self._columns is not None and self._columns.bbox is not None else None
 
     def others(self) -> list[str]:
         """Files below the root that are not read, hidden ones aside, sorted."""

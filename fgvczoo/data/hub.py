@@ -504,6 +504,10 @@ class HubDataModule(FGVCDataModule):
                 raise FgvczooError(
                     f"num_workers={workers}; a stream has one reader: give 1, or 0 to read in the main process"
                 )
+            if options.get("images_per_class"):
+                raise FgvczooError(
+                    "images_per_class: a stream cannot be asked for images of a class; leave out streaming"
+                )
             if options.get("val_fraction"):
                 raise FgvczooError("val_fraction: nothing can be cut from a stream; name a split as val in splits")
         elif lengths:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -10,26 +11,21 @@ from torch.utils.data import Sampler
 from fgvczoo.errors import FgvczooError
 
 
-class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
+class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches for training: lists of (epoch, index), so that a sample can be augmented from (seed, epoch, index).
 
-    Every epoch has one order, drawn from (seed, epoch); it is cut into global batches of `batch_size`, and each process
-    takes its contiguous equal slice of each of them. So the global batches do not depend on the number of processes.
-    The last, smaller batch is kept; with several processes it is cut to a multiple of them (and left out if none
-    remains), which is the only difference between one process and several.
+    What a global batch holds is a function of (seed, epoch, its number); each process takes its contiguous equal slice
+    of it. So the global batches do not depend on the number of processes.
 
-    length: number of rows of the split.
     batch_size: of all processes together.
-    seed, shuffle: the order of an epoch; rows stay in order where `shuffle` is false.
+    seed: of what is drawn.
     world_size, rank: number of processes and the place of this one.
 
     Attributes that a run sets: `epoch`; and, resumed in the middle of an epoch, `first` (that epoch) and `skip` (how
     many of its batches were already used): they are left out whenever epoch `first` is iterated.
     """
 
-    def __init__(
-        self, length: int, batch_size: int, *, seed: int, shuffle: bool = True, world_size: int = 1, rank: int = 0
-    ):
+    def __init__(self, batch_size: int, *, seed: int, world_size: int = 1, rank: int = 0):
         if batch_size < 1:
             raise FgvczooError(f"batch_size={batch_size}; expected at least 1")
         if batch_size % world_size:
@@ -37,25 +33,103 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
                 f"batch_size={batch_size} is the size over all processes and cannot be split evenly between "
                 f"{world_size}; give a multiple of {world_size}"
             )
-        self.length, self.batch_size = length, batch_size
-        self.seed, self.shuffle = seed, shuffle
+        self.batch_size, self.seed = batch_size, seed
         self.world_size, self.rank = world_size, rank
         self.epoch = self.first = self.skip = 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length) if self.shuffle else None
         epoch = self.epoch  # a loader reads ahead: what it began stays with its epoch
-        for batch in range(self.skip if epoch == self.first else 0, len(self)):
-            start = batch * self.batch_size
-            share = min(self.batch_size, self.length - start) // self.world_size
-            start += self.rank * share
-            rows = range(start, start + share) if order is None else order[start : start + share].tolist()
-            yield [(epoch, row) for row in rows]
+        for batch in self.batches(epoch, range(self.skip if epoch == self.first else 0, len(self))):
+            share = len(batch) // self.world_size
+            yield [(epoch, row) for row in batch[self.rank * share : (self.rank + 1) * share]]
 
+    @abstractmethod
     def __len__(self) -> int:
         """Number of batches of a whole epoch, equal on all processes."""
+
+    @abstractmethod
+    def batches(self, epoch: int, numbers: range) -> Iterator[Sequence[int]]:
+        """The rows of the global batches of these numbers."""
+
+
+class EpochBatchSampler(TrainBatchSampler):
+    """Every row once in an epoch: its one order, drawn from (seed, epoch), is cut into global batches.
+
+    The last, smaller batch is kept; with several processes it is cut to a multiple of them (and left out if none
+    remains), which is the only difference between one process and several.
+
+    length: number of rows of the split.
+    shuffle: rows stay in order where it is false.
+    batch_size, seed, world_size, rank: see `TrainBatchSampler`.
+    """
+
+    def __init__(self, length: int, batch_size: int, *, shuffle: bool = True, **options: int):
+        super().__init__(batch_size, **options)
+        self.length, self.shuffle = length, shuffle
+
+    def batches(self, epoch: int, numbers: range) -> Iterator[Sequence[int]]:
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.length) if self.shuffle else None
+        for number in numbers:
+            start, stop = number * self.batch_size, min((number + 1) * self.batch_size, self.length)
+            yield range(start, stop) if order is None else order[start:stop].tolist()
+
+    def __len__(self) -> int:
         full, rest = divmod(self.length, self.batch_size)
         return full + (rest >= self.world_size)
+
+
+class PKBatchSampler(TrainBatchSampler):
+    """P classes with K images each in every global batch (Hermans et al. 2017, section 2), of `batch_size` P x K.
+
+    Each batch is drawn anew from (seed, epoch, its number): classes in random order, K random images of each without
+    replacement, until the batch is full. A class with fewer than K images gives those that it has, and a further class
+    the rest; where K does not divide the batch size, the last class is cut. Images of a class lie side by side.
+
+    labels: (N,) of the rows of the split.
+    batch_size: P x K, over all processes together.
+    images_per_class: K.
+    batches_per_epoch: by default as many whole batches as the rows would fill, at least one.
+    seed, world_size, rank: see `TrainBatchSampler`.
+
+    `FgvczooError` where all classes together cannot fill a batch.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        batch_size: int,
+        images_per_class: int,
+        *,
+        batches_per_epoch: int | None = None,
+        **options: int,
+    ):
+        super().__init__(batch_size, **options)
+        order = np.argsort(labels, kind="stable")
+        starts = np.flatnonzero(np.diff(labels[order])) + 1
+        self.rows = np.split(order, starts) if len(order) else []  # of each class
+        most = sum(min(len(own), images_per_class) for own in self.rows)
+        if most < batch_size:
+            raise FgvczooError(
+                f"batch_size={batch_size} with images_per_class={images_per_class}: {len(self.rows)} classes have "
+                f"{most} images for a batch; give a batch_size of at most {most}, or more images_per_class"
+            )
+        self.images_per_class = images_per_class
+        self.length = batches_per_epoch or max(len(labels) // batch_size, 1)
+
+    def batches(self, epoch: int, numbers: range) -> Iterator[Sequence[int]]:
+        for number in numbers:
+            # The last number keeps these streams apart from others that are drawn from three numbers.
+            generator = np.random.default_rng((self.seed, epoch, number, 3))
+            batch: list[int] = []
+            for place in generator.permutation(len(self.rows)):
+                own = self.rows[place]
+                batch += generator.permutation(own)[: self.images_per_class].tolist()
+                if len(batch) >= self.batch_size:
+                    break
+            yield batch[: self.batch_size]
+
+    def __len__(self) -> int:
+        return self.length
 
 
 class ExactSampler(Sampler[int]):

@@ -27,6 +27,7 @@ class CornerViews(Reader):
         self.reader = reader
         self.name, self.licence_allows_pictures = reader.name, reader.licence_allows_pictures
         self.class_names, self.keys = reader.class_names, reader.keys
+        self.all_class_names = reader.all_class_names
         train, count = reader.splits["train"], len(reader)
         # Of each row: the row whose picture it is, and which cut of it. 0: whole, 1 to 4: corners, 5: the box.
         self._row = np.concatenate([np.arange(count), train.repeat(4), train])
@@ -52,6 +53,9 @@ class CornerViews(Reader):
     def annotations(self, index: int, keys: Sequence[str]) -> dict[str, Any]:
         return self.reader.annotations(self._row[index], keys)
 
+    def box(self, index: int) -> np.ndarray | None:
+        return self.reader.box(self._row[index])
+
     @property
     def flip_pairs(self) -> tuple[tuple[int, int], ...]:
         return self.reader.flip_pairs
@@ -60,7 +64,9 @@ class CornerViews(Reader):
         cut, row = int(self._cut[index]), self._row[index]
         if not cut:
             return self.reader.crop(row)
-        x0, y0, x1, y1 = (int(value) for value in self.reader.annotations(row, ["bbox"])["bbox"])
+        box = self.reader.box(row)
+        assert box is not None  # it has boxes
+        x0, y0, x1, y1 = (int(value) for value in box)
         if cut == 5:
             return x0, y0, x1, y1
         height, width = image_size(self.reader.picture(row))
@@ -72,6 +78,3 @@ class CornerViews(Reader):
             min(x1 + margin_x, width) if left else width,
             min(y1 + margin_y, height) if upper else height,
         )
-
-    def row(self, index: int) -> dict[str, Any]:
-        return {**self.reader.row(int(self._row[index])), "index": index, "crop": self.crop(index)}

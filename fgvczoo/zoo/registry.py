@@ -15,9 +15,11 @@ MODELS: dict[str, str] = {
 }
 
 DATASETS: dict[str, str] = {
+    "cars": "fgvczoo.data.cars.CarsDataModule",
     "cub": "fgvczoo.data.cub.CUBDataModule",
     "folder": "fgvczoo.data.folder.FolderDataModule",
     "hub": "fgvczoo.data.hub.HubDataModule",
+    "sop": "fgvczoo.data.sop.SOPDataModule",
     "synthbirds": "fgvczoo.data.cub.SynthBirdsDataModule",
 }
 

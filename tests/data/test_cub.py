@@ -157,6 +157,9 @@ def test_metric_learning_splits_by_class(shared):
     assert len(data.splits["train"]) + len(data.splits["val"]) == 7
     for name in ("test", "query", "gallery"):
         assert set(labels[data.splits[name]]) == {1, 2} and len(data.splits[name]) == 14
+    row = data.row(20)  # its label is none of those that are trained on, its official split is train
+    assert (row["label"], row["class_name"], row["split"]) == (2, "003.Tiny_Bird_C", "test")
+    assert {label for batch in data.loader("query") for label in batch["label"].tolist()} == {1, 2}
 
 
 def test_the_real_set_must_have_its_counts(copy, monkeypatch):
@@ -320,6 +323,25 @@ def test_a_resumed_run_goes_on_with_the_same_pictures(shared, tmp_path, workers,
     assert steps == (stop_at if saving == "step" else stop_at // 3 * 3)
     resumed = start(Probe(), ckpt_path=str(tmp_path / "last.ckpt"))
     assert killed.seen[:steps] + resumed.seen == whole.seen
+    assert same(dict(resumed.state_dict()), dict(whole.state_dict()))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stop_at", [2, 5, 6])  # epochs have 5 steps
+def test_a_resumed_run_goes_on_with_the_same_classes(shared, tmp_path, stop_at):
+    def start(probe, **call):
+        callback = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1)
+        data = module(shared[0], augmentation="flip", images_per_class=2, batches_per_epoch=5)
+        trainer(tmp_path, max_epochs=2, callbacks=[callback]).fit(probe, data, **call)
+        return probe
+
+    whole = start(Probe())
+    assert [epoch for epoch, _ in whole.seen] == [0] * 5 + [1] * 5
+    (tmp_path / "last.ckpt").unlink()
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        start(killed := Probe(stop_at))
+    resumed = start(Probe(), ckpt_path=str(tmp_path / "last.ckpt"))
+    assert killed.seen + resumed.seen == whole.seen
     assert same(dict(resumed.state_dict()), dict(whole.state_dict()))
 
 
@@ -539,6 +561,9 @@ def test_a_mask_that_does_not_fit_is_named(shared, copy):
         ({"augmentation": "flipp"}, "did you mean flip"),
         ({"preprocess": {"sizes": 3}}, "did you mean size"),
         ({"protocol": "retrieval"}, "expected 'standard'"),
+        ({"images_per_class": 0}, "images_per_class=0"),
+        ({"images_per_class": 2, "batches_per_epoch": 0}, "batches_per_epoch=0"),
+        ({"batches_per_epoch": 5}, "without images_per_class"),
     ],
 )
 def test_options_out_of_range(shared, options, message):

@@ -11,11 +11,14 @@ import torch
 
 from fgvczoo.batch import Batch
 from fgvczoo.data.base import FGVCDataModule
+from fgvczoo.errors import FgvczooError
 from fgvczoo.tasks.base import DataSource
 from fgvczoo.zoo.registry import DATASETS, dataset_class
+from tests.data.cars.make import make_cars
 from tests.data.cub.make import make_cub
 from tests.data.folder.make import make_table, write_table
 from tests.data.hub.make import make_parquet
+from tests.data.sop.make import make_sop
 from tests.data.test_cub import same
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -27,7 +30,9 @@ VARIANTS = [*sorted(DATASETS), "hub, as a stream"]
 @pytest.fixture(scope="module")
 def copies(birds, tmp_path_factory):
     """The options that open a tiny copy of each data set."""
-    roots = {name: tmp_path_factory.mktemp(name) for name in ("cub", "folder", "hub")}
+    roots = {name: tmp_path_factory.mktemp(name) for name in ("cars", "cub", "folder", "hub", "sop")}
+    make_cars(roots["cars"])
+    make_sop(roots["sop"])
     make_cub(roots["cub"])
     write_table(roots["folder"] / "metadata.csv", make_table(roots["folder"]))
     make_parquet(roots["hub"], COUNTS)
@@ -84,7 +89,7 @@ def test_rows_and_samples_agree_with_batches(open_):
         assert row.keys() >= ROW and row["index"] == sample["index"] == index and row["split"] == "test"
         assert data.find(str(row["image_id"])) == index
         assert sample["image"].equal(image) and sample["label"] == row["label"] == label
-        assert row["class_name"] == data.class_names[label]
+        assert row["class_name"] == data.reader.all_class_names[label]
         assert data.picture(index).shape == (row["height"], row["width"], 3)
         assert row["path"] is None or Path(row["path"]).is_absolute()
     assert [index for index, *_ in batches] == data.splits["test"].tolist()
@@ -122,3 +127,26 @@ def test_the_middle_of_an_epoch_is_found_again(open_):
     loader = open_().train_dataloader()
     loader.batch_sampler.skip = 2
     assert same(list(loader), whole[2:])
+
+
+def test_batches_of_p_classes_with_k_images(open_, monkeypatch):
+    options = {"images_per_class": 2, "batches_per_epoch": 5, "augmentation": "small-birds"}
+    try:
+        data = open_(**options)
+    except FgvczooError as error:
+        assert "a stream" in str(error)
+        return
+    whole = list(data.train_dataloader())
+    assert len(whole) == 5
+    for batch in whole:
+        assert batch["label"].unique(return_counts=True)[1].tolist() == [2, 2]
+    assert same(whole, list(open_(**options, num_workers=1).train_dataloader()))
+    loader = open_(**options).train_dataloader()
+    loader.batch_sampler.skip = 2
+    assert same(list(loader), whole[2:])
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(data, "_processes", lambda rank=rank: (2, rank))
+        shares.append(list(data.train_dataloader()))
+    for batch, one, other in zip(whole, *shares, strict=True):
+        assert torch.cat([one["image"], other["image"]]).equal(batch["image"])
