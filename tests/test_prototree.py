@@ -456,6 +456,35 @@ def test_a_node_without_images_keeps_its_prototype(
     assert "their prototypes stay" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("branches", [[0, 1, 8], [1, 1, 1]]),
+        ("branches", [[0, 1, 2**62]]),
+        ("branches", [[node, node + 1, node + 2] for node in range(100_000)]),
+        ("branches", 7),
+        ("branches", [[0, 1]]),
+        ("branches", [[[], {}, None]]),
+        ("branches", None),  # a whole tree, whose tensors are not there
+        ("is_pruned", {}),
+    ],
+)
+def test_trees_of_strangers(key: str, value: Any, tmp_path: Path) -> None:
+    model = learned()
+    model.pruning_threshold = 0.6
+    model.prune()
+    folder = fgvczoo.save_weights(model, tmp_path / "w", provenance={}, licences={})
+    config = json.loads((folder / "config.json").read_text())
+    config["state"][key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    if key == "is_pruned":
+        assert fgvczoo.load(folder).network.head.tree == model.network.head.tree
+        return
+    with pytest.raises(FgvczooError) as error:
+        fgvczoo.load(folder)
+    assert str(error.value).isprintable() and len(str(error.value)) < 400
+
+
 # -- evaluation --------------------------------------------------------------------------------------------------------
 
 

@@ -47,7 +47,8 @@ def draw(explanation: PrototypeExplanation) -> Figure:
 def draw_path(explanation: TreeExplanation) -> Figure:
     """Top row: the image, framed where a prototype is present; bottom row: the prototypes; at the end the leaf."""
     steps, image = explanation.steps, explanation.image
-    figure = Figure(figsize=(2.2 * (len(steps) + 1), 5.4), layout="constrained")
+    height = 2.2 * max(0.4, image.shape[0] / image.shape[1]) + 0.5
+    figure = Figure(figsize=(2.2 * (len(steps) + 1), 2 * height), layout="constrained")
     axes = figure.subplots(2, len(steps) + 1, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
