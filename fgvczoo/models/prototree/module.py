@@ -129,6 +129,11 @@ class ProtoTree(ProjectedClassifier):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        leaves = len(self.network.head.tree.leaves)
+        if leaves < self.num_classes and not self.is_pruned:
+            self.say(
+                f"{leaves} leaves for {self.num_classes} classes: some will be the likeliest of none; raise height"
+            )
         if self._counts_before is not None:  # of a checkpoint
             self._counts_before = self._counts_before.to(self.device)
 

@@ -36,7 +36,7 @@ def run(case: Case) -> dict[str, Any]:
 def head(case: Case) -> dict[str, Any]:
     """Routings, losses and gradients on given features."""
     module, features = build_head(case), case.inputs["features"].clone().requires_grad_()
-    labels, log = case.inputs["labels"], case.config["log_probabilities"]
+    labels, log = case.inputs["labels"], in_logs(case)
     output = module.head(features)
     joint = module.leaves.joint(output.reach, labels)
     loss = -joint.logsumexp(1).mean()
@@ -151,9 +151,9 @@ def projection(case: Case) -> dict[str, Tensor]:
 def pruning(case: Case) -> dict[str, Any]:
     """The tree before and after flat leaves went."""
     module, features, labels = build_head(case), case.inputs["features"], case.inputs["labels"]
-    log = case.config["log_probabilities"]
+    log = in_logs(case)
     whole, rows = module.tree, rows_of(case.config)
-    flat = [whole.leaves.index(leaf) for leaf in case.config["flat_leaves"]]
+    flat = [whole.leaves.index(leaf) for leaf in case.config.get("flat_leaves", ())]
     module.leaves.counts[flat] = 0
     before = module.head(features).logits
     module.prune_(case.config["pruning_threshold_leaves"])
@@ -176,7 +176,7 @@ def pruning(case: Case) -> dict[str, Any]:
 def whole_network(case: Case) -> dict[str, Any]:
     """From image to classes, and a forward in train mode with its gradients."""
     config, labels, image = case.config, case.inputs["labels"], case.inputs["image"]
-    network = build(case).eval()
+    network, log = build(case).eval(), in_logs(case)
     module = network.head
     with torch.no_grad():
         trunk = network.backbone(image)
@@ -186,15 +186,15 @@ def whole_network(case: Case) -> dict[str, Any]:
             "backbone_features": trunk,
             "features": features,
             "min_distances": output.distance[:, order_of_rows(config)],
-            **routed(module, output, labels, config["log_probabilities"]),
+            **routed(module, output, labels, log),
         }
-    if config["train_mode"]:
+    if config.get("train_mode"):
         output = network.train()(image)
         loss = -module.leaves.joint(output.reach, labels).logsumexp(1).mean()
         loss.backward()
         first = next(network.backbone.parameters())
         result |= {
-            "train_output": shown(output.logits, config["log_probabilities"]),
+            "train_output": shown(output.logits, log),
             "train_loss": loss,
             "train_grad_norm_backbone": torch.tensor(norm_of_gradients(network.backbone)),
             "train_grad_norm_first_conv": gradient(first).norm(),
@@ -223,7 +223,7 @@ def patches(case: Case) -> dict[str, Tensor]:
 def build_head(case: Case, normalization: str | None = None) -> TreeHead:
     """A head without a trunk, for cases that give features; prototypes in the order of our branches."""
     config = case.config
-    normalization = normalization or ("counts" if config.get("kontschieder_normalization") else "softmax")
+    normalization = normalization or normalization_of(config)
     tree = Tree.complete(config["depth"])
     module = TreeHead(1, config["num_classes"], tree, config["num_features"], normalization)
     rows = rows_of(config)
@@ -241,7 +241,7 @@ def build(case: Case) -> ProtoTreeNetwork:
     state["prototype_layer.prototype_vectors"] = case.inputs["prototypes"]
     out_map = rows_of(config)
     arguments = arguments_from_official(state, out_map=out_map)
-    network = ProtoTreeNetwork(**arguments)
+    network = ProtoTreeNetwork(**arguments, leaf_normalization=normalization_of(config))
     network.load_state_dict(state_from_official(state, out_map=out_map))
     with torch.no_grad():
         network.head.leaves.counts.copy_(case.inputs["leaf_params"])
@@ -250,6 +250,16 @@ def build(case: Case) -> ProtoTreeNetwork:
     if said != implied:
         raise ValueError(f"the weights imply {implied}, the case says {said}")
     return network
+
+
+def in_logs(case: Case) -> bool:
+    """Whether the authors' mode gives logarithms."""
+    return bool(case.config.get("log_probabilities"))
+
+
+def normalization_of(config: dict[str, Any]) -> str:
+    """Of the leaves."""
+    return "counts" if config.get("kontschieder_normalization") else "softmax"
 
 
 def rows_of(config: dict[str, Any]) -> dict[int, int]:
