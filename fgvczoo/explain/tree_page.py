@@ -44,8 +44,8 @@ def path_section(e: TreeExplanation, name: str) -> str:
 <p>Probability {e.probability:.1%}{by_routing}.</p>
 <p>{leads}: {len(e.steps)} of {_branches(e.tree)} questions. Each asks whether a patch of the image looks like a
 prototype; it counts as present where their similarity is above 0.5.</p>
-<p class="soft">{where_from(e.tree.dataset, e.tree.prototypes_are_patches)} The probability is that of all leaves; this
-one is reached with {e.reach:.1%}.</p>
+<p class="soft">{where_from(e.tree.dataset, e.tree.prototypes_are_patches)} The image reaches this leaf with a
+probability of {e.reach:.1%}.</p>
 <button class="show" data-path="{numbers}" data-tree="{_name(e.tree)}">Show the path in the tree</button>
 </div></div>
 <h2>The path</h2>
