@@ -24,6 +24,7 @@ TRUNKS = {
     "dm2": ["--model.backbones", "[test_convnext,test_convnext]", *RETRIEVAL],
     "st-protopnet": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "protopnet": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
+    "prototree": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "linear": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
 }
 
@@ -57,7 +58,7 @@ def test_two_processes_are_one(paper: str, tmp_path: Path, birds: Path, fgvczoo_
     one, two = (model.state_dict() for model in models)
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4, msg=key)
-    for key in ("sources", "source_dataset"):
+    for key in ("sources", "source_dataset", "branches"):
         assert _rounded(models[0].state_values().get(key)) == _rounded(models[1].state_values().get(key))
     assert accuracies(one_out) and accuracies(one_out) == accuracies(two_out)
 

@@ -227,8 +227,11 @@ def fit(fgvczoo_in: Any, birds: Path, *more: str, run: str = "run") -> tuple[int
 def test_training_refuses_what_it_cannot_do(birds: Path, fgvczoo_in: Any) -> None:
     for more, message in (
         (["--trainer.accumulate_grad_batches", "2"], "its own intervals"),
-        (["--data.views", "[flip]"], "a view for each of 2 members, the batch has 1"),
-        (["--model.backbones", "[test_resnet]", "--model.intervals", "[1]", "--data.views", "[flip]"], "at least two"),
+        (["--data.view_augmentations", "[flip]"], "a view for each of 2 members, the batch has 1"),
+        (
+            ["--model.backbones", "[test_resnet]", "--model.intervals", "[1]", "--data.view_augmentations", "[flip]"],
+            "at least two",
+        ),
     ):
         status, _, err = fit(fgvczoo_in, birds, *more)
         assert status == 2 and message in err

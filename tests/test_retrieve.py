@@ -11,7 +11,8 @@ import torch
 
 import fgvczoo
 from fgvczoo import FgvczooError
-from fgvczoo.explain.contact_sheet import Gallery, explain_retrieval, render
+from fgvczoo.explain.contact_sheet import Gallery, explain_retrieval
+from fgvczoo.explain.page import render
 from fgvczoo.tasks.retrieval import Index
 from tests.conftest import RECIPES
 

@@ -61,12 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("explain", help="why an image gets its class, or what it is near to, as a page")
     _model_options(add)
-    add.add_argument("paths", nargs="+", type=Path, metavar="IMAGE")
+    add.add_argument(
+        "paths", nargs="*", type=Path, metavar="IMAGE", help="image files; none: the whole model, where it can be drawn"
+    )
     add.add_argument(
         "-o", "--output", type=Path, default=Path("why.html"), help=".html (default why.html), .png or .json"
     )
     add.add_argument("--target", help="the class to explain, by name or number; default: the predicted one")
-    add.add_argument("--top", type=int, default=6, help="prototypes that get a map (default 6)")
+    add.add_argument("--top", type=int, default=6, help="prototypes that get a map, classes of a leaf (default 6)")
 
     add = commands.add_parser("retrieve", help="the nearest images of a folder, as a page")
     _model_options(add)
@@ -266,6 +268,11 @@ def _explain(options: argparse.Namespace) -> int:
         raise FgvczooError(
             f"{model.paper} has no explanation of its own; it is a baseline, `fgvczoo predict` is all it does"
         )
+    if not options.paths:
+        if not hasattr(model, "explain_model"):
+            raise FgvczooError(f"explain: {model.paper} explains images, not itself; name at least one")
+        print(f"explanation in {write([model.explain_model(top=options.top)], options.output)}")
+        return 0
     by_number = options.target is not None and options.target.isdecimal() and options.target not in model.class_names
     target = int(options.target) if by_number else options.target
     explanations = [model.explain(path, target=target, top=options.top, box=boxes(path)) for path in options.paths]
@@ -281,6 +288,8 @@ def _explain_retrieval(options: argparse.Namespace, model: Any, boxes: Any) -> i
     from fgvczoo.explain.contact_sheet import Gallery, explain_retrieval, save_sheets
     from fgvczoo.zoo.build import data_from_provenance
 
+    if not options.paths:
+        raise FgvczooError(f"explain: {model.paper} explains images, not itself; name at least one")
     data = data_from_provenance(model, options.data_root)
     gallery = Gallery.of_data(model, data, "gallery" if "gallery" in data.splits else "test")
     rows = {str(data.row(row)["path"]): data.row(row) for row in data.splits["test"]}

@@ -147,7 +147,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         num_workers: loading processes; 0 loads in the main one.
         augmentation: a protocol of `fgvczoo.data.transforms.AUGMENTATIONS`, for training.
         preprocess: values of `fgvczoo.preprocess.Preprocess`, where they differ from its defaults.
-        views: a protocol of augmentation each for further views of every training picture, the batch's `views`.
+        view_augmentations: a protocol each for further views of every training picture, the batch's `views`.
         images_per_class: K; training batches then hold K images of each of `batch_size` / K classes, each batch drawn
             anew (`PKBatchSampler`). Without it every image is used once in an epoch.
         batches_per_epoch: of `images_per_class`; by default as many as the training rows fill.
@@ -174,7 +174,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
         augmentation: str = "none",
         preprocess: dict[str, Any] | None = None,
-        views: Sequence[str] = (),
+        view_augmentations: Sequence[str] = (),
         images_per_class: int | None = None,
         batches_per_epoch: int | None = None,
         seed: int = 0,
@@ -217,7 +217,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         self.seed, self.on_corrupt, self.keys = seed, on_corrupt, tuple(keys)
         self.preprocess = make_preprocess(preprocess)
         self.transform = Transform(self.preprocess, augmentation, reader.flip_pairs)
-        self.view_transforms = tuple(Transform(self.preprocess, name) for name in views)
+        self.view_transforms = tuple(Transform(self.preprocess, name) for name in view_augmentations)
         self.class_names = list(reader.class_names)
         self.dataset_name = reader.name
         self.licence_allows_pictures = reader.licence_allows_pictures

@@ -13,7 +13,7 @@ import torch
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.overlay import enlarge
-from fgvczoo.explain.page import document, image_tag, write
+from fgvczoo.explain.page import image_tag, render, write
 from fgvczoo.preprocess import read_image
 from fgvczoo.progress import progress
 from fgvczoo.tasks.base import DataSource
@@ -89,6 +89,13 @@ class ContactSheet:
     name: str
     label: str | None
     rows: dict[str, tuple[Found, ...]]
+
+    title = "Neighbours"
+    head = closing = ""  # nothing beside the section
+
+    def section(self, name: str) -> str:
+        """HTML; name: what the query is called."""
+        return _section(self, name)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, without pictures."""
@@ -179,12 +186,7 @@ def _found(
 
 def save_sheets(sheets: Sequence[ContactSheet], path: str | Path) -> Path:
     """Writes sheets by the file's ending: .html or .json (all of them), .png, .pdf, .svg (one)."""
-    return write(sheets, path, [sheet.name for sheet in sheets], page=render)
-
-
-def render(sheets: Sequence[ContactSheet], names: Sequence[str]) -> str:
-    """The page. Everything that comes from files or class names is escaped."""
-    return document("Neighbours", "\n".join(_section(sheet, name) for sheet, name in zip(sheets, names)))
+    return write(sheets, path, [sheet.name for sheet in sheets])
 
 
 def _section(sheet: ContactSheet, name: str) -> str:

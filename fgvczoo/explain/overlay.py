@@ -19,14 +19,18 @@ def heat(activation: np.ndarray) -> np.ndarray:
 
 def overlay(image: np.ndarray, activation: np.ndarray, side: int) -> np.ndarray:
     """The picture (h, w, 3) under its map (h, w), its most active region framed, the longer side `side` pixels."""
-    scale = side / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    box = np.array(high_activation_box(torch.from_numpy(activation)))
+    return frame(tint(image, activation, side), box * (side / max(image.shape[:2])))
+
+
+def tint(image: np.ndarray, activation: np.ndarray, side: int) -> np.ndarray:
+    """The picture (h, w, 3) under its map (h, w), the longer side `side` pixels."""
     large = enlarge(image, side)
+    size = (large.shape[1], large.shape[0])
     strength = np.clip(cv2.resize(heat(activation), size, interpolation=cv2.INTER_CUBIC), 0, 1)
     colours = cv2.cvtColor(cv2.applyColorMap((strength * 255).astype(np.uint8), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
     share = 0.55 * strength[..., None]  # cold regions keep the picture as it is
-    blended = (large * (1 - share) + colours * share).round().astype(np.uint8)
-    return frame(blended, np.array(high_activation_box(torch.from_numpy(activation))) * scale)
+    return (large * (1 - share) + colours * share).round().astype(np.uint8)
 
 
 def enlarge(image: np.ndarray, side: int) -> np.ndarray:

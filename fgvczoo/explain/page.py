@@ -1,19 +1,22 @@
-"""Prototype explanations as one HTML file that needs nothing else."""
+"""Explanations as one HTML file that needs nothing else; and the sections of prototype explanations in it."""
 
 from __future__ import annotations
 
 import base64
 import html
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.overlay import encode_jpeg, enlarge, overlay
 from fgvczoo.files import atomic_path, write_text
+from fgvczoo.nn.prototypes import PrototypeSource
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from fgvczoo.explain.prototypes import Evidence, PrototypeExplanation
 
 SIDE = 360
@@ -22,21 +25,38 @@ _IMAGE_ENDINGS = (".png", ".pdf", ".svg")
 _STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
-def write(
-    explanations: Sequence[Any],
-    path: str | Path,
-    names: Sequence[str] | None = None,
-    page: Callable[[Sequence[Any], Sequence[str]], str] | None = None,
-) -> Path:
+class Explained(Protocol):
+    """What a page shows: an explanation of one image, or of a model."""
+
+    @property
+    def title(self) -> str:
+        """The page's title, where it shows nothing else."""
+
+    @property
+    def head(self) -> str:
+        """HTML for the page's head: style and script; equal ones stand there once."""
+
+    @property
+    def closing(self) -> str:
+        """HTML for the page's end; equal ones stand there once."""
+
+    def section(self, name: str) -> str:
+        """HTML; name: what the image is called."""
+
+    def figure(self) -> Figure: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def write(explanations: Sequence[Explained], path: str | Path, names: Sequence[str] | None = None) -> Path:
     """Writes explanations by the file's ending: .html (all of them), .json (all), .png, .pdf, .svg (one).
 
-    names: what the images are called. page: from explanations and names to HTML; None: that of prototypes. Raises
-    `FgvczooError` for another ending, or several explanations in one figure.
+    names: what the images are called. Raises `FgvczooError` for another ending, or several explanations in one figure.
     """
     path = Path(path)
     titles = list(names) if names is not None else [""] * len(explanations)
     if path.suffix in (".html", ".htm"):
-        write_text(path, (page or render)(explanations, titles))
+        write_text(path, render(explanations, titles))
     elif path.suffix == ".json":
         values = [{"image": name, **e.to_dict()} for name, e in zip(titles, explanations)]
         write_text(path, json.dumps(values if len(values) != 1 else values[0], indent=1) + "\n")
@@ -50,32 +70,24 @@ def write(
     return path
 
 
-def render(explanations: Sequence[PrototypeExplanation], names: Sequence[str]) -> str:
+def render(explanations: Sequence[Explained], names: Sequence[str]) -> str:
     """The page. Everything that comes from files or class names is escaped."""
-    sections = "\n".join(_section(e, name) for e, name in zip(explanations, names))
-    title = f"Why {html.escape(explanations[0].class_name)}?" if len(explanations) == 1 else "Explanations"
-    return document(title, sections)
-
-
-def document(title: str, body: str) -> str:
-    """A self-contained page; both are HTML already."""
+    parts = [e.section(name) for e, name in zip(explanations, names)]
+    sections = "\n".join([*parts, *dict.fromkeys(e.closing for e in explanations)])
+    head = "".join(dict.fromkeys(e.head for e in explanations))
+    title = html.escape(explanations[0].title) if len(explanations) == 1 else "Explanations"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><main>\n{body}\n</main></body></html>\n"
+        f"<style>{_STYLE}</style>{head}</head><body><main>\n{sections}\n</main></body></html>\n"
     )
 
 
-def _section(e: PrototypeExplanation, name: str) -> str:
+def prototype_section(e: PrototypeExplanation, name: str) -> str:
+    """Why one image gets its class: the prototypes that add most, and the whole sum."""
     shown, rest = e.evidence[: e.shown], e.evidence[e.shown :]
     asked = "" if e.class_name == e.predicted else f" (the model predicts {html.escape(e.predicted)})"
-    patches = (
-        "Each prototype is a patch of a training image; the frame shows it."
-        if e.prototypes_are_patches
-        else "Training went on after the prototypes were set to training patches: the pictures show where from."
-        if e.dataset
-        else "The prototypes of this model have not been set to training patches yet."
-    )
+    patches = where_from(e.dataset, e.prototypes_are_patches)
     cards = "\n".join(_card(e, entry) for entry in shown)
     file = f'<p class="soft">{html.escape(name)}</p>' if name else ""
     return f"""<section>
@@ -99,16 +111,7 @@ for on the whole image; what it adds is its similarity to the best place it find
 def _card(e: PrototypeExplanation, entry: Evidence) -> str:
     assert entry.map is not None
     found = image_tag(overlay(e.image, entry.map, SIDE), "where it is found on the image")
-    if entry.picture is not None:
-        prototype = f'<img src="{_data_uri(entry.picture)}" alt="the prototype">'
-    elif entry.source is not None:
-        box = ", ".join(f"{v:.0f}" for v in entry.source.box)
-        where = html.escape(f"{e.dataset}: image {entry.source.image}, box {box}")
-        prototype = (
-            f'<div class="none">{where}. Its picture may not be passed on: give the data set\'s root to see it.</div>'
-        )
-    else:
-        prototype = '<div class="none">not a training patch</div>'
+    prototype = prototype_picture(entry.picture, entry.source, e.dataset)
     product = f"{entry.similarity:.2f} × {entry.weight:.2f}"
     return f"""<li class="card"><div class="pair">
 <figure>{found}<figcaption>this place …</figcaption></figure>
@@ -116,6 +119,26 @@ def _card(e: PrototypeExplanation, entry: Evidence) -> str:
 <p class="what">{html.escape(entry.prototype_class)}</p>
 <p class="sum">{product} = <span class="{_sign(entry.contribution)}">{entry.contribution:+.2f}</span>
 <span class="soft">{html.escape(entry.kind)} prototype {entry.prototype}</span></p></li>"""
+
+
+def where_from(dataset: str | None, are_patches: bool) -> str:
+    """What a model's prototypes are, in a sentence."""
+    if are_patches:
+        return "Each prototype is a patch of a training image; the frame shows it."
+    if dataset:
+        return "Training went on after the prototypes were set to training patches: the pictures show where from."
+    return "The prototypes of this model have not been set to training patches yet."
+
+
+def prototype_picture(picture: bytes | None, source: PrototypeSource | None, dataset: str | None) -> str:
+    """The training image that a prototype comes from, or in words where that is and how to see it."""
+    if picture is not None:
+        return f'<img src="{data_uri(picture)}" alt="the prototype">'
+    if source is None:
+        return '<div class="none">not a training patch</div>'
+    box = ", ".join(f"{v:.0f}" for v in source.box)
+    where = html.escape(f"{dataset}: image {source.image}, box {box}")
+    return f'<div class="none">{where}. Its picture may not be passed on: give the data set\'s root to see it.</div>'
 
 
 def _sum(shown: Sequence[Evidence], rest: Sequence[Evidence], logit: float) -> str:
@@ -166,9 +189,10 @@ def _sign(value: float) -> str:
 
 
 def image_tag(image: object, alt: str) -> str:
-    """RGB uint8 (h, w, 3) as an image that the page holds."""
-    return f'<img src="{_data_uri(encode_jpeg(image))}" alt="{alt}">'  # type: ignore[arg-type]
+    """A picture, RGB uint8 (h, w, 3), inside of the page."""
+    return f'<img src="{data_uri(encode_jpeg(image))}" alt="{alt}">'  # type: ignore[arg-type]
 
 
-def _data_uri(content: bytes) -> str:
+def data_uri(content: bytes) -> str:
+    """JPEG bytes as an address."""
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()

@@ -101,6 +101,19 @@ class PrototypeExplanation:
             ],
         }
 
+    @property
+    def title(self) -> str:
+        """Of the page."""
+        return f"Why {self.class_name}?"
+
+    head = closing = ""  # a page needs nothing more for it
+
+    def section(self, name: str) -> str:
+        """HTML of the page's part on this image, which is called `name`."""
+        from fgvczoo.explain.page import prototype_section
+
+        return prototype_section(self, name)
+
     def figure(self) -> Figure:
         """The shown prototypes as a matplotlib figure: the image, each map with its box, each prototype's picture."""
         from fgvczoo.explain.figure import draw

@@ -19,11 +19,13 @@ from fgvczoo.metrics.prototypes import (
     perturb,
     stability,
 )
+from fgvczoo.metrics.routing import RoutingScores, fidelity
 
 __all__ = [
     "Consistency",
     "DeletionAUC",
     "HeatmapScores",
+    "RoutingScores",
     "Stability",
     "area_under_curve",
     "changed_share",
@@ -31,6 +33,7 @@ __all__ = [
     "consistency",
     "content_heatmap",
     "deletion_curve",
+    "fidelity",
     "heatmap",
     "heatmap_iou",
     "object_mask",

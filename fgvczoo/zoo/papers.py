@@ -77,6 +77,21 @@ PAPERS: dict[str, Paper] = {
   year      = {2019}
 }""",
     ),
+    "prototree": Paper(
+        title="Neural Prototype Trees for Interpretable Fine-grained Image Recognition",
+        authors="Nauta et al.",
+        venue="CVPR 2021",
+        url="https://arxiv.org/abs/2012.02046",
+        licence="MIT",
+        redistributable=True,
+        bibtex="""\
+@inproceedings{nauta2021prototree,
+  title     = {Neural Prototype Trees for Interpretable Fine-grained Image Recognition},
+  author    = {Nauta, Meike and van Bree, Ron and Seifert, Christin},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2021}
+}""",
+    ),
     "st-protopnet": Paper(
         title="Learning Support and Trivial Prototypes for Interpretable Image Classification",
         authors="Wang et al.",

@@ -12,6 +12,7 @@ MODELS: dict[str, str] = {
     "dsml": "fgvczoo.models.dsml.DSML",
     "linear": "fgvczoo.models.linear.LinearClassifier",
     "protopnet": "fgvczoo.models.protopnet.ProtoPNet",
+    "prototree": "fgvczoo.models.prototree.ProtoTree",
     "st-protopnet": "fgvczoo.models.st_protopnet.STProtoPNet",
 }
 

@@ -191,8 +191,8 @@ class DM2(RetrievalModule):
         if views is None or len(views) != count:
             given = "none" if views is None else str(len(views))
             raise FgvczooError(
-                f"view_diversity needs a view for each of {count} members, the batch has {given}; give data.views that "
-                "many augmentations, or set view_diversity: false"
+                f"view_diversity needs a view for each of {count} members, the batch has {given}; give "
+                "data.view_augmentations that many, or set view_diversity: false"
             )
         return views
 
