@@ -45,12 +45,15 @@ def retrieval_ranks(
     further one; and how many there are, (Q,) int64.
 
     Args:
-        queries: (Q, D). query_labels: (Q,) whole numbers, or tags (Q, C).
-        gallery, gallery_labels: (G, D) and (G,) or (G, C); None: the queries themselves, each left out of its own.
+        queries: (Q, D).
+        query_labels: (Q,) whole numbers, or tags (Q, C).
+        gallery: (G, D); None: the queries themselves, each left out of its own.
+        gallery_labels: (G,) or (G, C).
         distance: "euclidean", "cosine", "snr" (the query is the anchor), "hamming" (of the signs).
         k: look at the first k of each ranking alone; later ranks are infinite. Faster where k is small. None: all.
         own: (Q,) place of each query's own item in the gallery, -1 for none; by default as above.
-        memory: bytes that blocks may take. rows: the queries to do; None: all.
+        memory: bytes that blocks may take.
+        rows: the queries to do; None: all.
 
     Raises `FgvczooError` for empty or misshapen input and values that are not finite.
     """

@@ -216,15 +216,16 @@ def nearest(
     """The k nearest gallery items of every query, exactly: distances (Q, k) float64 and places (Q, k) int64.
 
     Args:
-        queries, gallery: (Q, D) and (G, D); compared as float32.
+        queries: (Q, D); compared as float32.
+        gallery: (G, D); likewise.
         k: neighbours; cut to what the gallery has (less the own item, where `own` is given).
         distance: see `Space.of`.
         own: (Q,) the place in the gallery of the query's own item, which is left out whatever its rank; -1: none.
         memory: bytes that blocks may take, besides the embeddings and the result.
 
     Squared distances are exact to a millionth of |q|^2 + |g|^2, those of near items to all their digits. Equal ones are
-    in the order of the gallery; where a query has fewer than k items because only some have an own
-    item, the distance is infinite and the place -1. Raises `FgvczooError` for k below 1, and as `Space.of`.
+    in the order of the gallery; where a query has fewer than k items because only some have an own item, the distance is
+    infinite and the place -1. Raises `FgvczooError` for k below 1, and as `Space.of`.
     """
     if k < 1:
         raise FgvczooError(f"k={k}; expected at least 1")
