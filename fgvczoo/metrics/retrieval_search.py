@@ -224,8 +224,8 @@ def nearest(
         memory: bytes that blocks may take, besides the embeddings and the result.
 
     Squared distances are exact to a millionth of |q|^2 + |g|^2, those of near items to all their digits. Equal ones are
-    in the order of the gallery; where a query has fewer than k items because only some have an own item, the distance is
-    infinite and the place -1. Raises `FgvczooError` for k below 1, and as `Space.of`.
+    in the order of the gallery; where a query has fewer than k items because only some have an own item, the distance
+    is infinite and the place -1. Raises `FgvczooError` for k below 1, and as `Space.of`.
     """
     if k < 1:
         raise FgvczooError(f"k={k}; expected at least 1")
