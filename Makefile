@@ -44,8 +44,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/synthbirds_guards.py
 	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/tree.py
 	$(BIN)/python benchmarks/reproduce.py st-protopnet-synthbirds --seeds 3
 	$(BIN)/python benchmarks/reproduce.py protopnet-synthbirds --seeds 3
+	$(BIN)/python benchmarks/reproduce.py prototree-synthbirds --seeds 3
 	$(BIN)/python benchmarks/interpretability.py st-protopnet-synthbirds protopnet-synthbirds
 	$(BIN)/python benchmarks/kills.py
 

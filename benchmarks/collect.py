@@ -48,7 +48,9 @@ def metrics(name: str) -> dict[str, Any]:
         if entry is not None:
             seeds = len(entry["runs"])
             return {
-                metric.removeprefix("test/"): {**values, "seeds": seeds} for metric, values in entry["summary"].items()
+                metric.removeprefix("test/"): {**values, "seeds": seeds}
+                for metric, values in entry["summary"].items()
+                if not metric.startswith(("test/path_length", "test/prototypes"))  # `info` shows shares
             }
     return {}
 

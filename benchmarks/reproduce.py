@@ -4,13 +4,15 @@
     python benchmarks/reproduce.py st-protopnet-cub --data.root WHERE_CUB_IS
 
 Writes benchmarks/results/RECIPE.json and .md: every seed's test metrics, mean and standard deviation, image passes,
-time, and the published number where the card has one. Further options go to `fgvczoo fit` and `test` of both.
+time, top-1 of the mean probabilities of the first 3 and the first 5 seeds' models, and published numbers where the card
+has them. Further options go to `fgvczoo fit` and `test` of both.
 A seed whose run is finished is not trained again: an interrupted comparison goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -25,9 +27,15 @@ from typing import Any
 import torch
 
 from fgvczoo.files import write_text
+from fgvczoo.models.ensemble import ProbabilityEnsemble
+from fgvczoo.zoo.build import data_from_provenance
+from fgvczoo.zoo.load import load
 from fgvczoo.zoo.recipe import Recipe, read_recipe
 
 RESULTS = Path(__file__).parent / "results"
+ENSEMBLES = (3, 5)
+# Metrics that are no shares.
+PLAIN = ("test/path_length", "test/prototypes")
 
 
 def train_and_test(recipe: Recipe, seed: int, runs: Path, options: list[str]) -> dict[str, Any]:
@@ -41,7 +49,7 @@ def train_and_test(recipe: Recipe, seed: int, runs: Path, options: list[str]) ->
         fgvczoo("fit", *common, *resume)
         seconds = time.monotonic() - start
         fgvczoo("test", *common, "--ckpt_path", "last")
-        metrics = json.loads((run / "test.json").read_text())
+        metrics = {**fitted(run), **json.loads((run / "test.json").read_text())}
         provenance = json.loads((run / "weights" / "config.json").read_text())["provenance"]
         result = {
             "seed": seed,
@@ -52,6 +60,29 @@ def train_and_test(recipe: Recipe, seed: int, runs: Path, options: list[str]) ->
         }
         write_text(record, json.dumps(result, indent=1) + "\n")
     return json.loads(record.read_text())
+
+
+def fitted(run: Path) -> dict[str, float]:
+    """Test metrics that the training logged itself: of the model before its last steps."""
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: float(row[name]) for row in rows for name in row if name.startswith("test/") and row[name]}
+
+
+def ensembles(recipe: Recipe, seeds: int, runs: Path, options: list[str]) -> dict[str, float]:
+    """Top-1 on the test images of the mean probabilities of several seeds' models, by how many they are."""
+    root = next((options[place + 1] for place, word in enumerate(options) if word == "--data.root"), None)
+    found = {}
+    for size in ENSEMBLES:
+        if size <= seeds:
+            models = [load(runs / f"{recipe.name}-seed{seed}") for seed in range(size)]
+            ensemble, hits, images = ProbabilityEnsemble(models).eval(), 0, 0
+            for batch in data_from_provenance(models[0], root).loader("test"):
+                with torch.inference_mode():
+                    hits += int((ensemble(batch["image"]).argmax(1) == batch["label"]).sum())
+                images += len(batch["label"])
+            found[f"test/top1_{size}_models"] = hits / images
+    return found
 
 
 def fgvczoo(*args: str) -> None:
@@ -74,12 +105,13 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def markdown(result: dict[str, Any], recipe: Recipe) -> str:
     """The table that docs show."""
     seeds = len(result["recipes"][recipe.name]["runs"])
-    published = next((p for p in recipe.card.published if p.value is not None), None)
+    published = {f"test/{p.metric}": p for p in recipe.card.published if p.value is not None}
     lines = [
         f"# {recipe.name}",
         "",
         (
-            f"Test metrics in percent on {result['dataset']}, mean ± standard deviation over {seeds} seed(s). "
+            f"Test metrics in percent on {result['dataset']}, mean ± standard deviation over {seeds} seed(s); numbers "
+            "of prototypes and lengths of paths as they are; `top1_N_models`: the mean probabilities of N of them. "
             f"`{result['command']}` writes this file."
         ),
         "",
@@ -88,18 +120,21 @@ def markdown(result: dict[str, Any], recipe: Recipe) -> str:
     ]
     for name, entry in result["recipes"].items():
         for metric, value in entry["summary"].items():
-            paper = (
-                f"{published.value:g}"
-                if published and name == recipe.name and metric == f"test/{published.metric}"
-                else ""
-            )
-            ours = f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
-            epochs = entry["runs"][0]["epochs"]
-            lines.append(f"| {name} | {metric.removeprefix('test/')} | {ours} | {paper} | {epochs} |")
-    if published:
-        lines += ["", f"Published: {published.source}; {published.note}."]
+            unit = 1 if metric.startswith(PLAIN) else 100
+            ours = f"{unit * value['mean']:.1f} ± {unit * value['std']:.1f}"
+            lines.append(row(name, metric, ours, published if name == recipe.name else {}, entry))
+        for metric, share in entry["ensembles"].items():
+            lines.append(row(name, metric, f"{100 * share:.1f}", published if name == recipe.name else {}, entry))
+    for each in published.values():
+        lines += ["", f"Published {each.metric}: {each.source}; {each.note}."]
     lines += ["", f"{result['machine']}; " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()), ""]
     return "\n".join(lines)
+
+
+def row(name: str, metric: str, ours: str, published: dict[str, Any], entry: dict[str, Any]) -> str:
+    """A line of the table."""
+    paper = f"{published[metric].value:g}" if metric in published else ""
+    return f"| {name} | {metric.removeprefix('test/')} | {ours} | {paper} | {entry['runs'][0]['epochs']} |"
 
 
 def main() -> None:
@@ -109,7 +144,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
     arguments, options = parser.parse_known_args()
     recipe = read_recipe(arguments.recipe)
-    recipes = [recipe] + ([read_recipe(recipe.card.baseline)] if recipe.card.baseline else [])
+    recipes = [recipe]
+    while (baseline := recipes[-1].card.baseline) is not None:
+        recipes.append(read_recipe(baseline))
     result: dict[str, Any] = {
         "command": " ".join(["python benchmarks/reproduce.py", recipe.name, f"--seeds {arguments.seeds}", *options]),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} torch threads",
@@ -118,7 +155,11 @@ def main() -> None:
     }
     for each in recipes:
         runs = [train_and_test(each, seed, arguments.runs, options) for seed in range(arguments.seeds)]
-        result["recipes"][each.name] = {"runs": runs, "summary": summary(runs)}
+        result["recipes"][each.name] = {
+            "runs": runs,
+            "summary": summary(runs),
+            "ensembles": ensembles(each, arguments.seeds, arguments.runs, options),
+        }
     result["dataset"] = result["recipes"][recipe.name]["runs"][0]["dataset"]
     write_text(RESULTS / f"{recipe.name}.json", json.dumps(result, indent=1) + "\n")
     table = markdown(result, recipe)

@@ -42,10 +42,15 @@ _TOO_MANY = "it has too many tensors, or too long names"
 @dataclass(frozen=True)
 class Checkpoint:
     """What a file holds: `tensors` by the keys of the state dict, and the plain values and tensors beside it
-    (`attributes`: those of a whole module, such as num_classes, or what a training script stored with its state)."""
+    (`attributes`: those of a whole module, such as num_classes, or what a training script stored with its state).
+
+    modules: of a whole module, the plain values of each inner one by its path ("" is the outermost), private ones, too,
+    but not those that every module has. Where they are dicts by modules, these stand as their paths.
+    """
 
     tensors: dict[str, Tensor]
     attributes: dict[str, Any] = field(default_factory=dict)
+    modules: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def read_tensors(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
@@ -159,6 +164,16 @@ class _Name(NamedTuple):
     name: str
 
 
+class _Dict(dict[str, Any]):
+    """A dict; what it holds by objects instead of strings stands beside it, as pairs."""
+
+    by_object: list[tuple[_Box, Any]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_object = []
+
+
 class _Box:
     """An object of any class: keeps the state it is given, and nothing else."""
 
@@ -253,6 +268,8 @@ def _set(mapping: Any, key: Any, value: Any) -> None:
     # Only strings become keys: hashing a stranger's tuples or colliding numbers can take for ever.
     if isinstance(mapping, dict) and isinstance(key, str):
         mapping[key] = value
+    elif isinstance(mapping, _Dict) and isinstance(key, _Box):
+        mapping.by_object.append((key, value))
 
 
 def _extend(target: Any, values: Iterable[Any]) -> None:
@@ -391,10 +408,10 @@ def _read_pickle(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
                 values = pop_mark()
                 _extend(stack[-1], values)
             case "EMPTY_DICT":
-                stack.append({})
+                stack.append(_Dict())
             case "DICT":
                 values = pop_mark()
-                stack.append({})
+                stack.append(_Dict())
                 for key, value in zip(values[::2], values[1::2]):
                     _set(stack[-1], key, value)
             case "SETITEM":
@@ -512,7 +529,7 @@ class _LegacyArchive:
 
 
 def _checkpoint(archive: _ZipArchive | _LegacyArchive, max_bytes: int) -> Checkpoint:
-    value, beside = archive.value, {}
+    value, beside, modules = archive.value, {}, {}
     if isinstance(value, dict):
         wrapper = next((key for key in _WRAPPERS if isinstance(value.get(key), (dict, _Box))), None)
         if wrapper is not None:
@@ -521,7 +538,8 @@ def _checkpoint(archive: _ZipArchive | _LegacyArchive, max_bytes: int) -> Checkp
     if isinstance(value, _Box):
         value = _unwrapped(value)
         beside |= {key: item for key, item in _table(value.state).items() if key[:1] != "_" and key != "training"}
-        state = _module_state(value)
+        state, paths = _module_state(value)
+        modules = _module_values(paths)
     elif isinstance(value, dict):
         state = value
     else:
@@ -539,6 +557,7 @@ def _checkpoint(archive: _ZipArchive | _LegacyArchive, max_bytes: int) -> Checkp
     return Checkpoint(
         _without_prefix({key: _tensor(view, contents) for key, view in state.items()}),
         {key: _tensor(item, contents) if isinstance(item, _View) else item for key, item in attributes.items()},
+        modules,
     )
 
 
@@ -556,12 +575,15 @@ def _unwrapped(module: _Box) -> _Box:
     return module
 
 
-def _module_state(root: _Box) -> dict[str, Any]:
-    """The state dict of a module, as `torch.nn.Module.state_dict` has it. A file can nest one module in itself."""
+def _module_state(root: _Box) -> tuple[dict[str, Any], dict[_Box, str]]:
+    """The state dict of a module, as `torch.nn.Module.state_dict` has it, and the path of it and of each inner module.
+    A file can nest one module in itself."""
     state: dict[str, Any] = {}
+    paths: dict[_Box, str] = {}
     todo, steps = [("", root)], 0
     while todo:
         prefix, module = todo.pop()
+        paths.setdefault(module, prefix.removesuffix("."))
         attributes = _table(module.state)
         passing = attributes.get("_non_persistent_buffers_set")
         passing = passing if isinstance(passing, (list, tuple)) and len(passing) < 100 else ()
@@ -576,7 +598,30 @@ def _module_state(root: _Box) -> dict[str, Any]:
                 elif value is not None and not (table == "_buffers" and name in passing):
                     state[prefix + name] = value
         todo += reversed(inner)
-    return state
+    return state, paths
+
+
+# What every module has of its own.
+_OF_ALL_MODULES = vars(torch.nn.Module()).keys()
+
+
+def _module_values(paths: dict[_Box, str]) -> dict[str, dict[str, Any]]:
+    """See `Checkpoint.modules`."""
+    found, entries = {}, 0
+    for module, path in paths.items():
+        values = {key: item for key, item in _table(module.state).items() if key not in _OF_ALL_MODULES}
+        by_module = {
+            key: {paths[box]: item for box, item in values.pop(key).by_object if box in paths}
+            for key in [*values]
+            if isinstance(values[key], _Dict) and values[key].by_object
+        }
+        views = {key for key, item in values.items() if isinstance(item, _View)}
+        plain = _plain_items({key: item for key, item in (values | by_module).items() if key not in views})
+        entries += sum(len(item) if isinstance(item, (list, dict)) else 1 for item in plain.values())
+        if entries > _MAX_ENTRIES:
+            raise _Refused(_TOO_MANY)
+        found[path] = plain
+    return found
 
 
 class _NotPlain(Exception):

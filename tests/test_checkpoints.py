@@ -106,6 +106,29 @@ def test_a_whole_module(tmp_path: Path, kind: str, protocol: int) -> None:
     }
 
 
+class Node(nn.Module):
+    """A module that keeps numbers, and tables by the modules in it, as a decision tree does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(2, 2), nn.Linear(2, 2)
+        self._index = 4
+        self._rows = {self.left: 1, self.right: 0, "words": 7}
+        self._above = {self.left: self}
+        self.elsewhere = {Helper(): 1, nn.Linear(1, 1): 2}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("protocol", SAVED)
+def test_what_inner_modules_say(tmp_path: Path, kind: str, protocol: int) -> None:
+    found = read_checkpoint(save(nn.Sequential(Node()), tmp_path / "net.pth", kind, protocol))
+    assert found.modules["0"] == {"_index": 4, "_rows": {"0.left": 1, "0.right": 0}, "elsewhere": {}}
+    assert found.modules["0.left"] == {"in_features": 2, "out_features": 2} and found.modules[""] == {}
+    assert found.attributes == {}
+    by_module = save({"state_dict": {"x": torch.ones(1), nn.Linear(1, 1): torch.ones(2)}}, tmp_path / "d.pth", kind)
+    assert list(read_tensors(by_module)) == ["x"]
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_module_in_data_parallel(tmp_path: Path, kind: str) -> None:
     net = Net()

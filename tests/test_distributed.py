@@ -18,11 +18,15 @@ from fgvczoo.nn.prototypes import Projector
 from fgvczoo.zoo.load import load
 from tests.conftest import RECIPES
 
+RETRIEVAL = ["--model.out_index", "1"]
 TRUNKS = {
     "bas": ["--model.backbone", "vgg11", "--model.backbone_options", "null"],
     "cam": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
+    "dsml": ["--model.backbone", "test_convnext", *RETRIEVAL],
+    "dm2": ["--model.backbones", "[test_convnext,test_convnext]", *RETRIEVAL],
     "st-protopnet": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "protopnet": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
+    "prototree": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "linear": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
 }
 
@@ -56,13 +60,15 @@ def test_two_processes_are_one(paper: str, tmp_path: Path, birds: Path, fgvczoo_
     one, two = (model.state_dict() for model in models)
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4, msg=key)
-    for key in ("sources", "source_dataset"):
+    for key in ("sources", "source_dataset", "branches"):
         assert _rounded(models[0].state_values().get(key)) == _rounded(models[1].state_values().get(key))
     assert accuracies(one_out) and accuracies(one_out) == accuracies(two_out)
 
 
 def accuracies(out: str) -> list[str]:
-    return [line.split()[1] + line.split()[3] for line in out.splitlines() if "test/top" in line]
+    return [
+        line.split()[1] + line.split()[3] for line in out.splitlines() if "test/top" in line or "test/recall" in line
+    ]
 
 
 def _rounded(value: object) -> object:

@@ -107,7 +107,7 @@ def test_projected_prototypes_are_unit_patches(birds: Path, fgvczoo_in) -> None:
             torch.testing.assert_close(branch.prototypes.vectors[number], patch / patch.norm(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.fixture(scope="module", params=["st-protopnet", "protopnet"])
+@pytest.fixture(scope="module", params=["st-protopnet", "protopnet", "prototree"])
 def paper(request: pytest.FixtureRequest) -> str:
     """Papers whose plans hold all that a resumed run could miss: actions, stages that come back, pruned shapes."""
     return request.param

@@ -22,7 +22,21 @@ def made(paper: str, seed: int, num_classes: int = 3, **arguments: object) -> St
     return fgvczoo.create(paper, **{"num_classes": num_classes, **TRUNK, **arguments})
 
 
-@pytest.mark.parametrize("paper", fgvczoo.list_models())
+RETRIEVAL = {"dm2": {"backbones": ["test_resnet"], "intervals": [1], "out_index": 1}, "dsml": TRUNK}
+
+
+@pytest.mark.parametrize("paper", RETRIEVAL)
+def test_embeddings_follow_no_classes(paper: str) -> None:
+    options = RETRIEVAL[paper]
+    trained, model = (fgvczoo.create(paper, num_classes=classes, **options) for classes in (3, 4))
+    report = transfer(model, trained)
+    assert not report.new and all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), trained.state_dict().values())
+    )
+    assert len(report.lines(model)) == 1
+
+
+@pytest.mark.parametrize("paper", sorted({*fgvczoo.list_models()} - {*RETRIEVAL}))
 def test_other_classes_take_what_does_not_follow_them(paper: str) -> None:
     trained, model = made(paper, 0), made(paper, 1, num_classes=4)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -51,23 +51,40 @@ def build_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("recipe", help="print a recipe, to copy and edit")
     add.add_argument("name")
 
-    add = commands.add_parser("predict", help="classify image files")
+    add = commands.add_parser("predict", help="classify image files, or embed them")
     _model_options(add)
     add.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders of them")
     add.add_argument(
-        "-o", "--output", type=Path, help="a .csv, .json, .parquet or (boxes) .coco.json file; default: print"
+        "-o",
+        "--output",
+        type=Path,
+        help="a .csv, .json, .parquet or (boxes) .coco.json file, of embeddings also .safetensors; default: print",
     )
     add.add_argument("--top", type=int, default=5, help="classes a result lists (default 5)")
     add.add_argument("--maps", type=Path, metavar="DIR", help="of localisation models: write each image's map there")
 
-    add = commands.add_parser("explain", help="why an image gets its class, as a page")
+    add = commands.add_parser("explain", help="why an image gets its class, or what it is near to, as a page")
     _model_options(add)
-    add.add_argument("paths", nargs="+", type=Path, metavar="IMAGE")
+    add.add_argument(
+        "paths", nargs="*", type=Path, metavar="IMAGE", help="image files; none: the whole model, where it can be drawn"
+    )
     add.add_argument(
         "-o", "--output", type=Path, default=Path("why.html"), help=".html (default why.html), .png or .json"
     )
     add.add_argument("--target", help="the class to explain, by name or number; default: the predicted one")
-    add.add_argument("--top", type=int, default=6, help="prototypes that get a map (default 6)")
+    add.add_argument("--top", type=int, default=6, help="prototypes that get a map, classes of a leaf (default 6)")
+
+    add = commands.add_parser("retrieve", help="the nearest images of a folder, as a page")
+    _model_options(add)
+    add.add_argument("paths", nargs="+", type=Path, metavar="QUERY", help="image files, or folders of them")
+    add.add_argument("--gallery", type=Path, required=True, metavar="DIR", help="searched: a folder of image files")
+    add.add_argument(
+        "--index", type=Path, metavar="FILE", help="a .safetensors file that keeps the gallery's embeddings"
+    )
+    add.add_argument("-k", "--top", type=int, default=10, help="neighbours of a query (default 10)")
+    add.add_argument(
+        "-o", "--output", type=Path, default=Path("sheet.html"), help=".html (default sheet.html), .png or .json"
+    )
 
     add = commands.add_parser("import", help="the authors' checkpoint as weights of ours", epilog=IMPORT_EPILOG)
     add.add_argument("paper", metavar="PAPER", help="as in `fgvczoo info`: st-protopnet, ...")
@@ -205,11 +222,15 @@ def _recipe(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from fgvczoo.cli.files import check_table, image_files, predict_files, write_maps, write_predictions
+    from fgvczoo.tasks.retrieval import RetrievalModule
 
-    check_table(options.output)
+    check_table(options.output, more=(".safetensors",))
     files = image_files(options.paths)
     unreadable: list[str] = []
     model, boxes = _model(options)
+    if isinstance(model, RetrievalModule):
+        return _predict_embeddings(options, model, files, boxes)
+    check_table(options.output)
     results = predict_files(model, files, boxes, top=options.top, unreadable=unreadable)
     if options.output is None:
         for result in results:
@@ -220,19 +241,45 @@ def _predict(options: argparse.Namespace) -> int:
         print(f"{len(results)} predictions in {options.output}")
     if options.maps is not None:
         print(f"{write_maps(results, options.maps)} maps in {options.maps}")
-    for line in unreadable:
+    return _unread(unreadable)
+
+
+def _predict_embeddings(options: argparse.Namespace, model: Any, files: list[Path], boxes: Any) -> int:
+    from fgvczoo.cli.files import embed_files, write_embeddings
+
+    unreadable: list[str] = []
+    embeddings, names = embed_files(model, files, boxes, unreadable=unreadable)
+    if options.output is None:
+        for name, vector in zip(names, embeddings.tolist()):
+            print(printable(f"{name}  {' '.join(f'{value:.5g}' for value in vector)}"))
+    else:
+        write_embeddings(embeddings, names, model.fingerprint(), options.output)
+        print(f"{len(names)} embeddings in {options.output}")
+    return _unread(unreadable)
+
+
+def _unread(lines: list[str]) -> int:
+    for line in lines:
         print(f"fgvczoo: {line}", file=sys.stderr)
-    return 2 if unreadable else 0
+    return 2 if lines else 0
 
 
 def _explain(options: argparse.Namespace) -> int:
     from fgvczoo.explain.page import write
+    from fgvczoo.tasks.retrieval import RetrievalModule
 
     model, boxes = _model(options)
+    if isinstance(model, RetrievalModule):
+        return _explain_retrieval(options, model, boxes)
     if not hasattr(model, "explain"):
         raise FgvczooError(
             f"{model.paper} has no explanation of its own; it is a baseline, `fgvczoo predict` is all it does"
         )
+    if not options.paths:
+        if not hasattr(model, "explain_model"):
+            raise FgvczooError(f"explain: {model.paper} explains images, not itself; name at least one")
+        print(f"explanation in {write([model.explain_model(top=options.top)], options.output)}")
+        return 0
     by_number = options.target is not None and options.target.isdecimal() and options.target not in model.class_names
     target = int(options.target) if by_number else options.target
     truth = _truth(options, model)
@@ -255,6 +302,71 @@ def _truth(options: argparse.Namespace, model: Any) -> Any:
         return lambda path: {}
     boxes = truth_finder(model, options.data_root)
     return lambda path: {"truth": boxes(path)}
+
+
+def _explain_retrieval(options: argparse.Namespace, model: Any, boxes: Any) -> int:
+    """Neighbours among the test images of the data that the model was trained with."""
+    from fgvczoo.explain.contact_sheet import Gallery, explain_retrieval, save_sheets
+    from fgvczoo.zoo.build import data_from_provenance
+
+    if not options.paths:
+        raise FgvczooError(f"explain: {model.paper} explains images, not itself; name at least one")
+    data = data_from_provenance(model, options.data_root)
+    gallery = Gallery.of_data(model, data, "gallery" if "gallery" in data.splits else "test")
+    rows = {str(data.row(row)["path"]): data.row(row) for row in data.splits["test"]}
+    known = [rows.get(str(path.resolve()), rows.get(str(path.absolute()))) for path in options.paths]
+    places = {name: place for place, name in enumerate(gallery.index.names)}
+    sheets = explain_retrieval(
+        model,
+        options.paths,
+        gallery,
+        top=options.top,
+        boxes=[boxes(path) or (row["crop"] if row else None) for path, row in zip(options.paths, known)],
+        labels=[row["class_name"] if row else None for row in known],
+        own=[places.get(str(row["image_id"]), -1) if row else -1 for row in known],
+    )
+    return _sheets(sheets, save_sheets(sheets, options.output))
+
+
+def _sheets(sheets: list[Any], written: Path) -> int:
+    for sheet in sheets:
+        nearest = ", ".join(found.neighbour.label or found.neighbour.name for found in sheet.rows[""][:3])
+        print(printable(f"{sheet.name}  {nearest}"))
+    print(f"neighbours in {written}")
+    return 0
+
+
+def _retrieve(options: argparse.Namespace) -> int:
+    from fgvczoo.cli.files import image_files
+    from fgvczoo.explain.contact_sheet import Gallery, explain_retrieval, save_sheets
+    from fgvczoo.tasks.retrieval import Index, RetrievalModule
+
+    if options.index is not None and options.index.suffix != ".safetensors":
+        raise FgvczooError(f"--index {options.index}: an index ends in .safetensors")
+    if not options.gallery.is_dir():
+        raise FgvczooError(f"--gallery {options.gallery}: no such folder")
+    queries, files = image_files(options.paths), image_files([options.gallery])
+    model, boxes = _model(options)
+    if not isinstance(model, RetrievalModule):
+        raise FgvczooError(
+            f"retrieve: {model.paper} classifies; give a retrieval model (`fgvczoo list --task retrieval`)"
+        )
+    index = Index.load(options.index) if options.index is not None and options.index.exists() else None
+    gallery = Gallery.of_files(model, files, options.gallery, index)
+    if options.index is not None and index is None:
+        gallery.index.save(options.index)
+    inside = {file.resolve(): place for place, file in enumerate(files)}
+    own = [inside.get(path.resolve(), -1) for path in queries]
+    sheets = explain_retrieval(
+        model,
+        queries,
+        gallery,
+        top=options.top,
+        boxes=[boxes(path) for path in queries],
+        labels=[gallery.index.labels[place] if place >= 0 else None for place in own],
+        own=own,
+    )
+    return _sheets(sheets, save_sheets(sheets, options.output))
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -423,6 +535,7 @@ _COMMANDS = {
     "import": _import,
     "push": _push,
     "export": _export,
+    "retrieve": _retrieve,
     "evaluate": _evaluate,
     "completion": _completion,
 }

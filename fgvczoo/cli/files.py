@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.pictures import prototype_pictures
@@ -20,6 +21,7 @@ from fgvczoo.preprocess import read_image
 from fgvczoo.progress import progress
 from fgvczoo.tasks.classification import Box, ClassificationModule, Prediction, crop
 from fgvczoo.tasks.localization import LocalizedPrediction
+from fgvczoo.tasks.retrieval import Index, RetrievalModule
 from fgvczoo.zoo.build import data_from_provenance
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -74,15 +76,39 @@ def predict_files(
     """Classifies files in batches, read by several threads, with a progress bar; what cannot be read is listed in
     `unreadable` and left out."""
 
+    results: list[Prediction] = []
+    for images, names in _read(files, boxes, "predicting", unreadable):
+        predictions = model.predict(images, top=top)
+        assert isinstance(predictions, list)
+        results += [replace(prediction, source=name) for prediction, name in zip(predictions, names)]
+    return results
+
+
+def embed_files(
+    model: RetrievalModule, files: Sequence[Path], boxes: Callable[[Path], Box | None], *, unreadable: list[str]
+) -> tuple[Tensor, list[str]]:
+    """Embeddings (N, D) of files and their names, as `predict_files` reads them."""
+    parts, read = [], []
+    for images, names in _read(files, boxes, "embedding", unreadable):
+        if images:
+            parts.append(model.embed(images))
+            read += names
+    return torch.cat(parts) if parts else torch.zeros(0, 0), read
+
+
+def _read(
+    files: Sequence[Path], boxes: Callable[[Path], Box | None], title: str, unreadable: list[str]
+) -> Iterator[tuple[list[np.ndarray], list[str]]]:
+    """Batches of pictures and their names."""
+
     def read(path: Path) -> np.ndarray | FgvczooError:
         try:
             return crop(read_image(path), boxes(path))
         except FgvczooError as error:
             return error
 
-    results: list[Prediction] = []
     with ThreadPoolExecutor() as pool:
-        for batch in progress(list(_batches(files)), "predicting"):
+        for batch in progress(list(_batches(files)), title):
             images, names = [], []
             for path, image in zip(batch, pool.map(read, batch)):
                 if isinstance(image, FgvczooError):
@@ -90,10 +116,7 @@ def predict_files(
                 else:
                     images.append(image)
                     names.append(str(path))
-            predictions = model.predict(images, top=top)
-            assert isinstance(predictions, list)
-            results += [replace(prediction, source=name) for prediction, name in zip(predictions, names)]
-    return results
+            yield images, names
 
 
 def _batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
@@ -101,10 +124,27 @@ def _batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
         yield files[start : start + BATCH]
 
 
-def check_table(path: Path | None) -> None:
+def check_table(path: Path | None, more: tuple[str, ...] = ()) -> None:
     """Raises `FgvczooError` for a file that `write_predictions` could not write; before anything is computed."""
-    if path is not None and path.suffix not in _TABLES and not path.name.endswith(COCO):
-        raise FgvczooError(f"-o {path}: expected a name ending in {', '.join(_TABLES)}")
+    if path is not None and path.suffix not in (*_TABLES, *more):
+        raise FgvczooError(f"-o {path}: expected a name ending in {', '.join((*_TABLES, *more))}")
+
+
+def write_embeddings(embeddings: Tensor, names: Sequence[str], model: str, path: Path) -> None:
+    """By the ending: .safetensors (an index that `tasks.retrieval.Index` loads), .parquet or .json (source, vector), or
+    .csv (source, then a column for each dimension); whole or not at all."""
+    if path.suffix == ".safetensors":
+        Index(embeddings, tuple(names), (None,) * len(names), model).save(path)
+        return
+    rows = [{"source": name, "vector": vector} for name, vector in zip(names, embeddings.tolist())]
+    with atomic_path(path) as temporary:
+        if path.suffix == ".csv":
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                table = csv.writer(file)
+                table.writerow(["source", *(f"e{number}" for number in range(embeddings.shape[1]))])
+                table.writerows([row["source"], *row["vector"]] for row in rows)
+        else:
+            _TABLES[path.suffix](rows, temporary)
 
 
 def write_predictions(results: Sequence[Prediction], path: Path) -> None:

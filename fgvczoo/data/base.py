@@ -147,6 +147,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         num_workers: loading processes; 0 loads in the main one.
         augmentation: a protocol of `fgvczoo.data.transforms.AUGMENTATIONS`, for training.
         preprocess: values of `fgvczoo.preprocess.Preprocess`, where they differ from its defaults.
+        view_augmentations: a protocol each for further views of every training picture, the batch's `views`.
         images_per_class: K; training batches then hold K images of each of `batch_size` / K classes, each batch drawn
             anew (`PKBatchSampler`). Without it every image is used once in an epoch.
         batches_per_epoch: of `images_per_class`; by default as many as the training rows fill.
@@ -173,6 +174,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
         augmentation: str = "none",
         preprocess: dict[str, Any] | None = None,
+        view_augmentations: Sequence[str] = (),
         images_per_class: int | None = None,
         batches_per_epoch: int | None = None,
         seed: int = 0,
@@ -215,6 +217,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         self.seed, self.on_corrupt, self.keys = seed, on_corrupt, tuple(keys)
         self.preprocess = make_preprocess(preprocess)
         self.transform = Transform(self.preprocess, augmentation, reader.flip_pairs)
+        self.view_transforms = tuple(Transform(self.preprocess, name) for name in view_augmentations)
         self.class_names = list(reader.class_names)
         self.dataset_name = reader.name
         self.licence_allows_pictures = reader.licence_allows_pictures
@@ -249,8 +252,11 @@ class FGVCDataModule(lightning.LightningDataModule):
             raise FgvczooError(f"shard={shard!r}; expected 'exact' or 'train'")
         rows = self.splits[split]
         dataset = self._rows(rows, self.seed if augment else None, shuffle=shard == "train")
+        if augment:
+            dataset.views = self.view_transforms
         if augment and self.num_workers:
-            self.transform.build()
+            for transform in (self.transform, *self.view_transforms):
+                transform.build()
         world_size, rank = self._processes()
         options: dict[str, Any]
         if shard == "train":
@@ -389,9 +395,11 @@ class Rows(Dataset[Any]):
     Items are places in `rows`, alone or as (epoch, place).
 
     shuffles: places are those of an order of its own, which a sampler does not shuffle again.
+    views: transforms of the further views of a picture, where `seed` augments it.
     """
 
     shuffles = False
+    views: Sequence[Transform] = ()
 
     def __init__(
         self,
@@ -432,6 +440,9 @@ class Rows(Dataset[Any]):
         # The last number keeps these streams apart from others that are drawn from (seed, epoch).
         seed = None if self.seed is None else (self.seed, epoch, index, 1)
         sample: dict[str, Any] = dict(self.transform(image, mask=mask, boxes=boxes, parts=parts, seed=seed))
+        if self.seed is not None and self.views:
+            seeds = [(self.seed, epoch, index, 4, number) for number in range(len(self.views))]
+            sample["views"] = [view(image, seed=drawn)["image"] for view, drawn in zip(self.views, seeds)]
         if one_box:
             sample["bbox"] = sample.pop("boxes")[0]
         if "size" in self.keys:
@@ -529,6 +540,8 @@ def _stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
             batch[key] = [torch.as_tensor(value) for value in values]
         elif isinstance(first, dict):
             batch[key] = _stack(values)
+        elif isinstance(first, list):
+            batch[key] = [torch.stack(views) for views in zip(*values)]
         else:
             batch[key] = torch.stack([torch.as_tensor(value) for value in values])
     return batch

@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fgvczoo.data.base import FGVCDataModule, Reader
 from fgvczoo.data.official import Protocol, by_protocol, check_listed, read_text
+from fgvczoo.data.views import CornerViews
 from fgvczoo.errors import FgvczooError
 from fgvczoo.preprocess import read_image
 
@@ -306,7 +307,8 @@ class SynthBirds(CUB):
 class CUBDataModule(FGVCDataModule):
     """CUB-200-2011. Its pictures are never downloaded here: `root` says where they are.
 
-    root, cropped, protocol: see `CUB`. options: see `FGVCDataModule`. Keys: bbox, parts (K = 15), attributes (A = 312,
+    root, cropped, protocol: see `CUB`. views: "images", or "corners", see `CornerViews`. options: see `FGVCDataModule`.
+    Keys: bbox, parts (K = 15), attributes (A = 312,
     with attribute_certainty: 1 not visible, 2 guessing, 3 probably, 4 definitely), mask (1 = bird).
     """
 
@@ -317,9 +319,17 @@ class CUBDataModule(FGVCDataModule):
         root: str | None = None,
         cropped: bool = False,
         protocol: Protocol = "standard",
+        views: Literal["images", "corners"] = "images",
         **options: Any,
     ) -> None:
-        super().__init__(self._reader(root, cropped=cropped, protocol=protocol), **options)
+        reader: Reader = self._reader(root, cropped=cropped, protocol=protocol)
+        if views not in ("images", "corners"):
+            raise FgvczooError(f"views={views!r}; expected 'images' or 'corners'")
+        if views == "corners":
+            if cropped:
+                raise FgvczooError("views=corners are cuts of whole pictures; leave out cropped")
+            reader = CornerViews(reader)
+        super().__init__(reader, **options)
 
 
 class SynthBirdsDataModule(CUBDataModule):

@@ -13,7 +13,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import cv2
@@ -260,6 +260,47 @@ def st_protopnet_full() -> list[Any]:
     return [affine, albumentations.HorizontalFlip(p=0.5)]
 
 
+@augmentation("prototree")
+def prototree() -> list[Any]:
+    """ProtoTree's for CUB-200-2011: at 224 x 224, in an order drawn each time, perspective, colours, a flip, and
+    rotation up to 10 degrees with a shift of 5 %; what lies outside is black."""
+    albumentations = _albumentations()
+    steps = _tilted_and_coloured(distortion=0.2, hue=0.02, degrees=10, shift=0.05)
+    resize = albumentations.Resize(224, 224, area_for_downscale="image")
+    return [resize, albumentations.RandomOrder(steps, n=len(steps), p=1)]
+
+
+@augmentation("prototree-cars")
+def prototree_cars() -> list[Any]:
+    """ProtoTree's for Stanford Cars: as "prototree", stronger, without the shift, at 256 x 256; then a cut of 224."""
+    albumentations = _albumentations()
+    steps = _tilted_and_coloured(distortion=0.5, hue=0.4, degrees=15, shift=0)
+    return [
+        albumentations.Resize(256, 256, area_for_downscale="image"),
+        albumentations.RandomOrder(steps, n=len(steps), p=1),
+        albumentations.RandomCrop(224, 224),
+    ]
+
+
+def _tilted_and_coloured(distortion: float, hue: float, degrees: float, shift: float) -> list[Any]:
+    """Perspective with probability 1/2, colours by up to 40 % and a turn of the hue, a flip, an affine map."""
+    albumentations = _albumentations()
+    factors = (0.6, 1.4)
+    return [
+        _warp(partial(_draw_perspective, distortion), border=cv2.BORDER_CONSTANT, p=0.5),
+        albumentations.ColorJitter(brightness=factors, contrast=factors, saturation=factors, hue=(-hue, hue), p=1),
+        albumentations.HorizontalFlip(p=0.5),
+        albumentations.Affine(
+            rotate=(-degrees, degrees),
+            shear={"x": (-2, 2), "y": (0, 0)},
+            translate_percent={"x": (-shift, shift), "y": (-shift, shift)},
+            fill=0,
+            fill_mask=IGNORE,
+            p=1,
+        ),
+    ]
+
+
 @augmentation("small-birds")
 def small_birds() -> list[Any]:
     """For small drawn pictures: flip, shift up to 8 %, mild brightness and contrast, one erased rectangle."""
@@ -409,14 +450,26 @@ def _draw_shear(rng: random.Random, height: int, width: int) -> np.ndarray:
     return np.array([[1, 0, 0], row[[1, 0, 2]], [0, 0, 1]])
 
 
+def _draw_perspective(distortion: float, rng: random.Random, height: int, width: int) -> np.ndarray:
+    """Every corner moves inward by up to this share of half of the picture's width and height."""
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    inward = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], np.float32)
+    most = distortion / 2 * np.array([width, height])
+    moves = np.array([[rng.uniform(0, most[0]), rng.uniform(0, most[1])] for _ in corners], np.float32)
+    return cv2.getPerspectiveTransform(corners, corners + inward * moves)
+
+
 def _shift(x: float, y: float) -> np.ndarray:
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
 
 
-def _warp(draw: Callable[[random.Random, int, int], np.ndarray]) -> Any:
+def _warp(
+    draw: Callable[[random.Random, int, int], np.ndarray], border: int = cv2.BORDER_REPLICATE, p: float = 1
+) -> Any:
     """An albumentations transform that moves the picture by a drawn 3 x 3 matrix, at its own size, bicubic.
 
-    draw: (random numbers, height, width) -> matrix from old to new continuous coordinates.
+    draw: (random numbers, height, width) -> matrix from old to new continuous coordinates. border: of OpenCV, for what
+    lies outside; by default rounding alone asks for it. p: how often it is done at all.
     """
 
     perspective: Any = _albumentations().Perspective
@@ -427,8 +480,7 @@ def _warp(draw: Callable[[random.Random, int, int], np.ndarray]) -> Any:
             matrix = _shift(-0.5, -0.5) @ draw(self.py_random, height, width) @ _shift(0.5, 0.5)
             return {"matrix": matrix, "max_height": height, "max_width": width}
 
-    # Where rounding asks for a pixel beyond the border, repeat the border.
-    return Warp(interpolation=cv2.INTER_CUBIC, border_mode=cv2.BORDER_REPLICATE, p=1)
+    return Warp(interpolation=cv2.INTER_CUBIC, border_mode=border, fill=0, fill_mask=IGNORE, p=p)
 
 
 def _elastic(grid: int, magnitude: int) -> Any:

@@ -1,4 +1,4 @@
-"""A prototype explanation as a matplotlib figure."""
+"""Explanations as matplotlib figures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from fgvczoo.explain.overlay import enlarge, overlay
+from fgvczoo.explain.overlay import enlarge, frame, overlay
 from fgvczoo.preprocess import read_image
 
 if TYPE_CHECKING:
     from fgvczoo.explain.prototypes import PrototypeExplanation
+    from fgvczoo.explain.tree import TreeExplanation
 
 SIDE = 360
 
@@ -40,6 +41,29 @@ def draw(explanation: PrototypeExplanation) -> Figure:
     rest = explanation.evidence[explanation.shown :]
     text = f"{len(rest)} more prototypes\ncontribute {sum(e.contribution for e in rest):+.2f}"
     axes[1, 0].text(0.5, 0.5, text, ha="center", va="center", fontsize=9)
+    return figure
+
+
+def draw_path(explanation: TreeExplanation) -> Figure:
+    """Top row: the image, framed where a prototype is present; bottom row: the prototypes; at the end the leaf."""
+    steps, image = explanation.steps, explanation.image
+    height = 2.2 * max(0.4, image.shape[0] / image.shape[1]) + 0.5
+    figure = Figure(figsize=(2.2 * (len(steps) + 1), 2 * height), layout="constrained")
+    axes = figure.subplots(2, len(steps) + 1, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    scale = SIDE / max(image.shape[:2])
+    for column, step in enumerate(steps):
+        large = enlarge(image, SIDE)
+        _picture(axes[0, column], frame(large, np.array(step.box) * scale) if step.present else large)
+        axes[0, column].set_title(f"{'present' if step.present else 'absent'}, {step.similarity:.3f}", fontsize=9)
+        if step.node.picture is not None:
+            _picture(axes[1, column], read_image(step.node.picture))
+        axes[1, column].set_title(f"node {step.node.number}", fontsize=8)
+    lines = [f"{name}  {probability:.1%}" for name, probability in explanation.leaf.classes]
+    # Names of classes are no mathematics, though they may hold dollar signs.
+    text = "\n".join([f"leaf {explanation.leaf.number}", *lines])
+    axes[0, -1].text(0.5, 0.5, text, ha="center", va="center", fontsize=9, parse_math=False)
     return figure
 
 

@@ -36,6 +36,7 @@ from fgvczoo.metrics.prototypes import (
     perturb,
     stability,
 )
+from fgvczoo.metrics.routing import RoutingScores, fidelity
 from fgvczoo.metrics.segmentation import SeedIoU, seed_labels
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Dialect",
     "HeatmapScores",
     "PixelLocalization",
+    "RoutingScores",
     "SeedIoU",
     "Stability",
     "area_under_curve",
@@ -56,6 +58,7 @@ __all__ = [
     "consistency",
     "content_heatmap",
     "deletion_curve",
+    "fidelity",
     "heatmap",
     "heatmap_iou",
     "map_boxes",

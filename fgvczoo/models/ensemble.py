@@ -1,7 +1,9 @@
-"""Several prototype networks as one: their logits are summed (ProtoPNet, section 3.1)."""
+"""Several trained models as one: prototype networks whose logits are summed (ProtoPNet, section 3.1), and classifiers
+whose probabilities are averaged (ProtoTree)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ from fgvczoo.batch import Batch
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.prototypes import PrototypeExplanation, explain_prototypes
 from fgvczoo.nn.prototypes import PrototypeHead, PrototypeNetwork, connection_l1
-from fgvczoo.tasks.classification import Box
+from fgvczoo.tasks.classification import Box, ClassificationModule
 from fgvczoo.tasks.prototypes import PrototypeClassifier
 from fgvczoo.tasks.stages import Group, Stage
 
@@ -67,15 +69,8 @@ class PrototypeEnsemble(PrototypeClassifier):
         stages: dict[str, Stage] | None = None,
         plan: list[str | dict[str, int]] | None = None,
     ) -> None:
-        if not models:
-            raise FgvczooError("an ensemble needs at least one model")
+        _check_members(models)
         first = models[0]
-        for number, model in enumerate(models[1:], start=1):
-            for what in ("class_names", "preprocess"):
-                if getattr(model, what) != getattr(first, what):
-                    raise FgvczooError(
-                        f"ensemble: {what} of model {number} differ from those of model 0; they must agree"
-                    )
         super().__init__(
             EnsembleNetwork([model.network for model in models]),
             first.num_classes,
@@ -121,3 +116,57 @@ class PrototypeEnsemble(PrototypeClassifier):
     ) -> PrototypeExplanation:
         """As each member does, over the prototypes of all of them."""
         return explain_prototypes(self, image, target=target, top=top, box=box)
+
+
+class ProbabilityEnsemble(ClassificationModule):
+    """Trained classifiers of any papers and trunks as one, whose probabilities are the mean of theirs.
+
+        ProbabilityEnsemble([fgvczoo.load(f"runs/tree{seed}") for seed in range(5)]).predict("bird.jpg")
+
+    The members are shared and not trained any further.
+
+    Args:
+        models: at least one; class names, their order and preprocessing must be the same.
+
+    Raises `FgvczooError` where members do not fit each other.
+    """
+
+    paper = "ensemble"
+
+    def __init__(self, models: Sequence[ClassificationModule]) -> None:
+        _check_members(models)
+        first = models[0]
+        stages = {"none": Stage({"members": Group(0.0)})}
+        arguments = first.num_classes, first.class_names, first.preprocess.to_dict()
+        super().__init__(*arguments, None, stages, [{"none": 1}])
+        self.members: Any = nn.ModuleList(models)
+        self.prepare_plan()
+
+    def groups(self) -> dict[str, nn.Module]:
+        return {"members": self.members}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) -> log of the mean probabilities (B, C)."""
+        each = torch.stack([member(images).log_softmax(dim=1) for member in self.members])
+        return each.logsumexp(dim=0) - math.log(len(self.members))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        raise FgvczooError("an ensemble of trained models does not train; train its members one by one")
+
+    def explain(
+        self, image: Any, *, target: int | str | None = None, top: int = 5, box: Box | None = None
+    ) -> list[Any]:
+        """Each member's own explanation of one class, the ensemble's where none is named; `fgvczoo.explain.page.write`
+        puts all of them on one page."""
+        explained = self.predict(image, top=1, box=box).index if target is None else target
+        return [member.explain(image, target=explained, top=top, box=box) for member in self.members]
+
+
+def _check_members(models: Sequence[ClassificationModule]) -> None:
+    """Raises `FgvczooError` where there is none, or two differ in what they must share."""
+    if not models:
+        raise FgvczooError("an ensemble needs at least one model")
+    for number, model in enumerate(models[1:], start=1):
+        for what in ("class_names", "preprocess"):
+            if getattr(model, what) != getattr(models[0], what):
+                raise FgvczooError(f"ensemble: {what} of model {number} differ from those of model 0; they must agree")

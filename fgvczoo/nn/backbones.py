@@ -12,6 +12,14 @@ from torch import Tensor, nn
 
 from fgvczoo.checkpoints import read_tensors
 from fgvczoo.errors import FgvczooError, did_you_mean
+from fgvczoo.nn import bn_inception as _registered  # noqa: F401 - enters the trunks that timm lacks
+
+# Networks that have torchvision's keys and numbers in timm, too: the trunks of ProtoPNet's and ProtoTree's code.
+TORCHVISION = (
+    *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("densenet121", "densenet161", "densenet169", "densenet201"),
+)
 
 # Arguments of timm's constructor that read files.
 _NOT_OPTIONS = ("checkpoint_path", "cache_dir")
@@ -78,6 +86,22 @@ class Backbone(nn.Module):
                 return features
         indices = 1 if self.out_index is None else [self.out_index]
         return self.trunk.forward_intermediates(images, indices=indices, intermediates_only=True)[-1]
+
+
+def split_trunk(backbone: Backbone, name: str) -> tuple[nn.ModuleList, nn.Module]:
+    """All parts of a trunk but the inner module `name` ("layer4.2"), and that module: together they hold every
+    parameter once. Raises `FgvczooError` where the trunk has no such module."""
+    modules = dict(backbone.trunk.named_modules())
+    if not name or name not in modules:
+        raise FgvczooError(f"last_block={name!r}: {backbone.name} has no such module{did_you_mean(name, modules)}")
+    rest: list[nn.Module] = []
+    inside = backbone.trunk
+    for step in name.split("."):
+        if own := list(inside.parameters(recurse=False)):
+            rest.append(nn.ParameterList(own))
+        rest += [child for key, child in inside.named_children() if key != step]
+        inside = inside.get_submodule(step)
+    return nn.ModuleList(rest), inside
 
 
 def recognise_backbone(state: Mapping[str, Tensor], candidates: Sequence[tuple[str, dict[str, Any] | None]]) -> int:

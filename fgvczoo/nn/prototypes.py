@@ -29,22 +29,18 @@ def class_identity(num_classes: int, per_class: int) -> Tensor:
     return torch.arange(num_classes).repeat_interleave(per_class)
 
 
-class Prototypes(nn.Module):
-    """P learned vectors, each belonging to one class.
+class PrototypeVectors(nn.Module):
+    """P learned vectors, uniform in [0, 1] at the start.
 
-    `vectors` (P, D), or (P, D, h, w) where a `window` of cells is given; `class_of` (P,) int64 travels in the state
-    dict, so that it survives pruning.
+    `vectors` (P, D), or (P, D, h, w) where a `window` of cells is given.
     """
 
-    class_of: Tensor
-
-    def __init__(self, class_of: Tensor, dim: int, window: tuple[int, int] | None = None) -> None:
+    def __init__(self, count: int, dim: int, window: tuple[int, int] | None = None) -> None:
         super().__init__()
-        shape = (len(class_of), dim, *(window or ()))
+        shape = (count, dim, *(window or ()))
         if min(shape) < 1:
             raise FgvczooError(f"prototypes of shape {shape}: every size must be at least 1")
         self.vectors = nn.Parameter(torch.rand(shape))
-        self.register_buffer("class_of", class_of)
 
     def __len__(self) -> int:
         return self.vectors.shape[0]
@@ -54,6 +50,17 @@ class Prototypes(nn.Module):
         """Rows and columns of cells that a prototype covers."""
         height, width = self.vectors.shape[2:] or (1, 1)
         return height, width
+
+
+class Prototypes(PrototypeVectors):
+    """P learned vectors, each belonging to one class: `class_of` (P,) int64 travels in the state dict, so that it
+    survives pruning."""
+
+    class_of: Tensor
+
+    def __init__(self, class_of: Tensor, dim: int, window: tuple[int, int] | None = None) -> None:
+        super().__init__(len(class_of), dim, window)
+        self.register_buffer("class_of", class_of)
 
     @torch.no_grad()
     def normalize_(self) -> None:
@@ -83,15 +90,12 @@ class HeadOutput(Protocol):
     def evidence(self) -> Tensor: ...
 
 
-class PrototypeHead(nn.Module, ABC):
-    """Add-on layers, prototypes and last layer on a trunk: what projection, analysis and explanation see of a paper.
-
-    Logits are `last_layer(evidence)`; the evidence of a prototype is the largest value of its `evidence_map`.
-    """
+class ProjectedHead(nn.Module, ABC):
+    """Add-on layers on a trunk and prototypes that are compared with the patches of its features: what projection and
+    the ranking of images see of a paper."""
 
     add_on: nn.Module
-    prototypes: Prototypes
-    last_layer: ClassConnection
+    prototypes: PrototypeVectors
 
     def features(self, trunk_features: Tensor) -> Tensor:
         """(B, F, H, W) -> (B, D, H', W')."""
@@ -99,25 +103,11 @@ class PrototypeHead(nn.Module, ABC):
         return features
 
     @abstractmethod
-    def head(self, features: Tensor) -> HeadOutput:
-        """(B, D, H, W) -> similarities and logits."""
-
-    @abstractmethod
-    def evidence_map(self, features: Tensor) -> Tensor:
-        """(B, P, H', W'): the map whose maximum is the evidence; what explanations show."""
-
-    @abstractmethod
     def nearest(self, features: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Largest similarity and its cell, (B, P) each, by which prototypes are projected and images ranked.
 
         which: (B, K) int64, the prototypes that each image is compared with; the result is (B, K). None: all.
         """
-
-    def nearest_own(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `nearest`, but an image is compared with the prototypes of its class only: value, cell and number of the
-        prototype, (B, K) each; the number is -1 where its class has fewer than K."""
-        own = class_members(self.prototypes.class_of, self.last_layer.out_features)[labels]
-        return *self.nearest(features, own.clamp_min(0)), own
 
     @abstractmethod
     def nearest_map(self, features: Tensor) -> Tensor:
@@ -131,6 +121,30 @@ class PrototypeHead(nn.Module, ABC):
         vectors.copy_(torch.where(found.view(-1, *[1] * (vectors.ndim - 1)), patches, vectors))
 
 
+class PrototypeHead(ProjectedHead):
+    """Prototypes that belong to classes, and a last layer: what analysis and explanation see of a paper, too.
+
+    Logits are `last_layer(evidence)`; the evidence of a prototype is the largest value of its `evidence_map`.
+    """
+
+    prototypes: Prototypes
+    last_layer: ClassConnection
+
+    @abstractmethod
+    def head(self, features: Tensor) -> HeadOutput:
+        """(B, D, H, W) -> similarities and logits."""
+
+    @abstractmethod
+    def evidence_map(self, features: Tensor) -> Tensor:
+        """(B, P, H', W'): the map whose maximum is the evidence; what explanations show."""
+
+    def nearest_own(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `nearest`, but an image is compared with the prototypes of its class only: value, cell and number of the
+        prototype, (B, K) each; the number is -1 where its class has fewer than K."""
+        own = class_members(self.prototypes.class_of, self.last_layer.out_features)[labels]
+        return *self.nearest(features, own.clamp_min(0)), own
+
+
 class PrototypeNetwork(nn.Module, ABC):
     """One trunk and the heads on it, by name."""
 
@@ -138,7 +152,7 @@ class PrototypeNetwork(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def heads(self) -> Mapping[str, PrototypeHead]:
+    def heads(self) -> Mapping[str, ProjectedHead]:
         """The sets of prototypes, in the order of the paper."""
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -212,13 +226,14 @@ class PrototypeSource:
 
 @dataclass
 class Projector:
-    """Finds, for every prototype, the best patch of its own class over a whole data set.
+    """Finds, for every prototype, the best patch of its own classes over a whole data set.
 
     Feed batches with `update`, in any order and on any number of ranks, then call `merge_ranks`. The winner does not
     depend on order or ranks: largest value, ties to the lowest sample index, then to the lowest cell (ProtoPNet,
     section 2.2).
 
-    class_of: (P,) int64. window: cells that a prototype covers. any_class: search images of all classes.
+    class_of: (P,) int64, or (P, C) bool where a prototype may come from images of several classes. window: cells that
+    a prototype covers. any_class: search images of all classes.
     """
 
     class_of: Tensor
@@ -254,7 +269,7 @@ class Projector:
             which = torch.arange(len(self), device=value.device).expand_as(value)
         counts = which >= 0
         if not self.any_class:
-            counts &= labels[:, None] == self.class_of[which.clamp_min(0)]
+            counts &= self._may_come_from(which.clamp_min(0), labels)
         row, column = torch.nonzero(counts, as_tuple=True)
         value, cell, prototype = value[row, column].float(), cell[row, column], which[row, column]
         check_finite(value)
@@ -272,6 +287,11 @@ class Projector:
             self.patch = patch.new_zeros(len(self), *patch.shape[1:])
         grid = torch.tensor([n - k + 1 for n, k in zip(features.shape[2:], self.window)], device=value.device)
         self._take(chosen, value=best[better], sample=sample[better], cell=cell[first], patch=patch, grid=grid)
+
+    def _may_come_from(self, which: Tensor, labels: Tensor) -> Tensor:
+        if self.class_of.ndim == 2:
+            return self.class_of[which, labels[:, None]]
+        return labels[:, None] == self.class_of[which]
 
     def _take(self, chosen: Tensor, **winners: Tensor) -> None:
         for key, theirs in winners.items():
@@ -295,7 +315,7 @@ class Projector:
 
     @property
     def found(self) -> Tensor:
-        """(P,) bool: a patch of the prototype's own class was seen."""
+        """(P,) bool: a patch of the prototype's own classes was seen."""
         return self.sample >= 0
 
 
@@ -376,6 +396,14 @@ def gather_ranks(own: dict[str, Tensor | None]) -> list[dict[str, Any]]:
     return [{k: tensor.to(devices[0]) if tensor is not None else None for k, tensor in part.items()} for part in parts]
 
 
+def sum_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, on each of them; the tensor itself in a single process. A collective call."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
 def windows_at(features: Tensor, image: Tensor, cell: Tensor, window: tuple[int, int]) -> Tensor:
     """The window of each of n (image, cell): features (B, D, H, W), image, cell (n,) -> (n, D, h, w), a copy.
 
@@ -397,6 +425,24 @@ def duplicates(projector: Projector) -> int:
 def activation_boxes(maps: Tensor, size: tuple[int, int], percentile: float = 95.0) -> np.ndarray:
     """Maps (N, H, W) -> (N, 4) int64: the `high_activation_box` of each at the picture's size (height, width)."""
     boxes = [high_activation_box(activation, percentile) for activation in upsample(maps, size)]
+    return np.array(boxes, np.int64).reshape(-1, 4)
+
+
+def patch_map(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Flat cells (N,) of a map of `grid` rows and columns -> (N, h, w): 1 at the cell, 0 elsewhere, upsampled."""
+    rows, columns = grid
+    return upsample(F.one_hot(cells, rows * columns).float().view(-1, rows, columns), size)
+
+
+def patch_boxes(cells: Tensor, grid: tuple[int, int], size: tuple[int, int], threshold: float = 0.98) -> np.ndarray:
+    """The region of a picture of `size` that a cell stands for: (N,) -> (N, 4) int64, x0, y0, x1, y1, ends exclusive.
+
+    Where its `patch_map` is above 1 - threshold; a larger threshold gives a larger box (ProtoTree, arXiv 2012.02046).
+    """
+    boxes = []
+    for map_ in patch_map(cells, grid, size):
+        rows, columns = torch.nonzero(map_ > 1 - threshold, as_tuple=True)
+        boxes.append((int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1))
     return np.array(boxes, np.int64).reshape(-1, 4)
 
 

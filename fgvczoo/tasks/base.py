@@ -134,12 +134,12 @@ class StagedModule(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         # Not in `setup`, which runs before a checkpoint is loaded: a resumed run has its own weights.
         if self.backbone_weights and self._resume is None:
-            backbone = next(module for module in self.modules() if isinstance(module, Backbone))
-            if self.trainer.is_global_zero:
-                load_pretrained(backbone, self.backbone_weights)
-            self.trainer.strategy.barrier()
-            if not self.trainer.is_global_zero:  # now from the cache that rank 0 filled
-                load_pretrained(backbone, self.backbone_weights)
+            for backbone in [module for module in self.modules() if isinstance(module, Backbone)]:
+                if self.trainer.is_global_zero:
+                    load_pretrained(backbone, self.backbone_weights)
+                self.trainer.strategy.barrier()
+                if not self.trainer.is_global_zero:  # now from the cache that rank 0 filled
+                    load_pretrained(backbone, self.backbone_weights)
 
     def _check_source(self, source: DataSource) -> None:
         if source.num_classes != self.num_classes:

@@ -17,7 +17,13 @@ _HUB_LICENCES = {
     "CC BY-SA 4.0": "cc-by-sa-4.0",
     "CC0": "cc0-1.0",
 }
-_PIPELINES = {"classification": "image-classification"}
+_PIPELINES = {
+    "classification": "image-classification",
+    "localization": "object-detection",
+    "retrieval": "image-feature-extraction",
+}
+# Metrics that the Hub is told, by its own word for their kind.
+_TOLD = {"test/top1": "accuracy", "test/top5": "accuracy", "test/recall_at_1": "recall"}
 
 
 def model_card(config: dict[str, Any], repo: str | None = None, licence: str | None = None) -> str:
@@ -48,16 +54,16 @@ def _front_matter(config: dict[str, Any], name: str, licence: str | None) -> str
     known = licence or next((hub for words, hub in _HUB_LICENCES.items() if terms.startswith(words)), "other")
     measured = [
         EvalResult(
-            task_type=_PIPELINES["classification"],
+            task_type=_PIPELINES[card.get("task", "classification")],
             dataset_type=str(provenance.get("dataset")),
             dataset_name=str(provenance.get("dataset")),
             dataset_split="test",
-            metric_type="accuracy",
+            metric_type=_TOLD[metric],
             metric_name=metric.removeprefix("test/"),
             metric_value=value,
         )
         for metric, value in (provenance.get("metrics") or {}).items()
-        if metric in ("test/top1", "test/top5") and value is not None
+        if metric in _TOLD and value is not None
     ]
     data = ModelCardData(
         license=known,

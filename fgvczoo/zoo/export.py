@@ -27,11 +27,12 @@ METADATA = "fgvczoo.json"
 
 
 def export(model: StagedModule, path: str | Path, batch: int | None = None) -> Path:
-    """Writes what `forward` computes in eval mode: images (B, 3, h, w), preprocessed, float32 -> logits (B, C), and of
-    localisation models the maps (B, H, W) of the predicted classes.
+    """Writes what `forward` computes in eval mode: images (B, 3, h, w), preprocessed, float32 -> logits (B, C) or
+    embeddings (B, D); of localisation models also the maps (B, H, W) of the predicted classes.
 
-    path: .onnx (for onnxruntime and others; input "image", outputs "logits", "map") or .pt2 (for `torch.export.load`).
-    h and w are those of the model's preprocessing. batch: images at once; None: any number.
+    path: .onnx (for onnxruntime and others; input "image", outputs the model's `output_names`: "logits" and "map",
+    "embedding") or .pt2 (for `torch.export.load`). h and w are those of the model's preprocessing. batch: images at
+    once; None: any number.
 
     Class names, preprocessing and provenance travel in the file as JSON: in .onnx under the metadata key
     "fgvczoo.json", in .pt2 as an extra file of that name. The file appears whole or not at all; the model stays as it

@@ -83,10 +83,14 @@ def import_checkpoint(
     known = inspect.signature(official.state_from_official).parameters
     options = {key: config.pop(key) for key in [*config] if key in known}
     try:
+        said: dict[str, Any] = {}
+        if hasattr(official, "options_from_module"):
+            found, said = official.options_from_module(source.modules)
+            options = found | options
         with warnings.catch_warnings(record=True) as doubts:
             warnings.simplefilter("always")
             renamed = official.state_from_official(state, **options)
-            inferred = official.arguments_from_official(state, **options)
+            inferred = official.arguments_from_official(state, **options) | said
     except FgvczooError as error:
         raise FgvczooError(f"{name}: {error}") from None
     notes = list(dict.fromkeys(str(doubt.message) for doubt in doubts))
@@ -118,14 +122,16 @@ def import_checkpoint(
 
 def official_module(paper: str) -> ModuleType:
     """`models/PAPER/official.py`: `state_from_official` renames the tensors of a state dict to those of our network,
-    `arguments_from_official` infers constructor arguments from them.
+    `arguments_from_official` infers constructor arguments from them; where there is `options_from_module`, it takes
+    options of both, and further arguments, from what a whole module says beside its tensors.
 
     Raises `FgvczooError` for an unknown paper and for one that has no such module.
     """
     cls = model_class(paper)
     package = MODELS[paper].rpartition(".")[0]
     if find_spec(f"{package}.official") is None:
-        raise FgvczooError(f"{cls.paper}: its authors published no checkpoints; known are those of {', '.join(PAPERS)}")
+        known = [name for name, path in MODELS.items() if find_spec(f"{path.rpartition('.')[0]}.official")]
+        raise FgvczooError(f"{cls.paper}: its authors published no checkpoints; known are those of {', '.join(known)}")
     return import_module(f"{package}.official")
 
 

@@ -29,7 +29,7 @@ class Paper:
 
 PAPERS: dict[str, Paper] = {
     "bas": Paper(
-        title=("Background Activation Suppression for Weakly Supervised Object Localization and Semantic Segmentation"),
+        title="Background Activation Suppression for Weakly Supervised Object Localization and Semantic Segmentation",
         authors="Zhai, Wu et al.",
         venue="IJCV 2023",
         url="https://arxiv.org/abs/2309.12943",
@@ -42,6 +42,38 @@ PAPERS: dict[str, Paper] = {
   journal = {International Journal of Computer Vision},
   year    = {2023},
   doi     = {10.1007/s11263-023-01919-2}
+}""",
+    ),
+    "dm2": Paper(
+        title="Diversified Mutual Learning for Deep Metric Learning",
+        authors="Park, Kim et al.",
+        venue="ECCV 2020 Workshops",
+        url="https://arxiv.org/abs/2009.04170",
+        licence=None,
+        redistributable=False,
+        bibtex="""\
+@inproceedings{park2020dm2,
+  title     = {Diversified Mutual Learning for Deep Metric Learning},
+  author    = {Park, Wonpyo and Kim, Wonjae and You, Kihyun and Cho, Minsu},
+  booktitle = {European Conference on Computer Vision Workshops},
+  pages     = {709--725},
+  year      = {2020}
+}""",
+    ),
+    "dsml": Paper(
+        title="Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning",
+        authors="Yuan et al.",
+        venue="CVPR 2019",
+        url="https://arxiv.org/abs/1904.02616",
+        licence=None,
+        redistributable=False,
+        bibtex="""\
+@inproceedings{yuan2019snr,
+  title     = {Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning},
+  author    = {Yuan, Tongtong and Deng, Weihong and Tang, Jian and Tang, Yinan and Chen, Binghui},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  pages     = {4815--4824},
+  year      = {2019}
 }""",
     ),
     "protopnet": Paper(
@@ -59,6 +91,21 @@ PAPERS: dict[str, Paper] = {
   booktitle = {Advances in Neural Information Processing Systems},
   volume    = {32},
   year      = {2019}
+}""",
+    ),
+    "prototree": Paper(
+        title="Neural Prototype Trees for Interpretable Fine-grained Image Recognition",
+        authors="Nauta et al.",
+        venue="CVPR 2021",
+        url="https://arxiv.org/abs/2012.02046",
+        licence="MIT",
+        redistributable=True,
+        bibtex="""\
+@inproceedings{nauta2021prototree,
+  title     = {Neural Prototype Trees for Interpretable Fine-grained Image Recognition},
+  author    = {Nauta, Meike and van Bree, Ron and Seifert, Christin},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2021}
 }""",
     ),
     "st-protopnet": Paper(

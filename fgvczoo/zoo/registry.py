@@ -11,8 +11,11 @@ MODELS: dict[str, str] = {
     "bas": "fgvczoo.models.bas.BAS",
     "bas-segmentation": "fgvczoo.models.bas.BASSegmentation",
     "cam": "fgvczoo.models.cam.CAM",
+    "dm2": "fgvczoo.models.dm2.DM2",
+    "dsml": "fgvczoo.models.dsml.DSML",
     "linear": "fgvczoo.models.linear.LinearClassifier",
     "protopnet": "fgvczoo.models.protopnet.ProtoPNet",
+    "prototree": "fgvczoo.models.prototree.ProtoTree",
     "st-protopnet": "fgvczoo.models.st_protopnet.STProtoPNet",
 }
 

@@ -656,3 +656,44 @@ def test_absent_metadata_is_zero_and_invalid(copy, monkeypatch):
     (copy / "metadata.csv").write_text("\n".join(rows).replace("2015-07-09", "July") + "\n")
     with pytest.raises(FgvczooError, match=r"metadata\.csv"):
         module(copy, keys=["metadata"])
+
+
+def test_views_are_further_augmentations_of_a_picture(shared) -> None:
+    data = module(shared[0], view_augmentations=["flip", "random-crop", "none"], batch_size=4)
+    batch = next(iter(data.loader("train", augment=True, shard="train")))
+    assert len(batch["views"]) == 3 and all(view.shape == batch["image"].shape for view in batch["views"])
+    assert torch.equal(batch["views"][2], batch["image"]) and not torch.equal(batch["views"][1], batch["image"])
+    again = next(iter(data.loader("train", augment=True, shard="train")))
+    assert all(torch.equal(a, b) for a, b in zip(batch["views"], again["views"]))
+    assert "views" not in next(iter(data.loader("test")))
+    with pytest.raises(FgvczooError, match="augmentation='blur'"):
+        module(shared[0], view_augmentations=["blur"])
+
+
+# -- copies cut from the corners ---------------------------------------------------------------------------------------
+
+
+def test_corner_views_are_cut_as_prototree_cuts_them(birds: Path) -> None:
+    data = SynthBirdsDataModule(root=str(birds), size="tiny", views="corners", preprocess={"size": [32, 32]})
+    plain = SynthBirdsDataModule(root=str(birds), size="tiny")
+    count = len(plain.splits["train"])
+    assert len(data.splits["train"]) == 5 * count and (data.splits["train_plain"] == plain.splits["train"]).all()
+    assert (data.splits["test"] == plain.splits["test"]).all() and len(data.splits["projection"]) == count
+    first = int(plain.splits["train"][0])
+    x0, y0, x1, y1 = (int(value) for value in plain.row(first)["bbox"])
+    height, width = plain.row(first)["height"], plain.row(first)["width"]
+    dx, dy = int(0.1 * (x1 - x0)), int(0.1 * (y1 - y0))
+    right, lower, left, upper = min(x1 + dx, width), min(y1 + dy, height), max(x0 - dx, 0), max(y0 - dy, 0)
+    expected = [(0, 0, right, lower), (0, upper, right, height), (left, 0, width, lower), (left, upper, width, height)]
+    corners = [int(row) for row in data.splits["train"][count : count + 4]]
+    assert [data.row(row)["crop"] for row in corners] == expected
+    assert {data.row(row)["image_id"] for row in corners} == {plain.row(first)["image_id"]}
+    box = data.row(int(data.splits["projection"][0]))
+    assert box["crop"] == (x0, y0, x1, y1) and data.find(str(box["image_id"])) == first
+    batch = next(iter(data.loader("projection")))
+    assert (
+        len(batch["image"]) == count and batch["label"].tolist() == plain.reader.labels[plain.splits["train"]].tolist()
+    )
+    for options, words in (({"views": "cuts"}, "views"), ({"views": "corners", "cropped": True}, "cropped")):
+        with pytest.raises(FgvczooError, match=words):
+            SynthBirdsDataModule(root=str(birds), size="tiny", **options)

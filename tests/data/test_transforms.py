@@ -14,6 +14,9 @@ from fgvczoo.errors import FgvczooError
 from fgvczoo.preprocess import Preprocess
 
 PROTOCOLS = ["none", "flip", "protopnet", "st-protopnet-cropped", "st-protopnet-full", "small-birds"]
+PROTOCOLS += ["prototree", "prototree-cars", "random-crop"]
+# Windows may miss a mark, and colours change it: `test_windows_are_seen_whole`.
+WINDOWS = ["resized-crop", "resized-crop-16", "random-crop-zoom", "random-crop-colour", "random-crop-grey"]
 HEIGHT, WIDTH = 160, 200
 # The marks must be found: nothing may be erased or recoloured.
 PLAIN = Preprocess(size=(120, 130), mean=(0, 0, 0), std=(1, 1, 1))
@@ -21,9 +24,14 @@ PLAIN = Preprocess(size=(120, 130), mean=(0, 0, 0), std=(1, 1, 1))
 
 @pytest.fixture(autouse=True)
 def nothing_is_erased(monkeypatch):
-    """Leaves the steps of "small-birds" that move something."""
-    birds = AUGMENTATIONS["small-birds"]
+    """Leaves the steps of "small-birds" and ProtoTree's that move something."""
+    birds, trees = AUGMENTATIONS["small-birds"], module._tilted_and_coloured
     monkeypatch.setitem(AUGMENTATIONS, "small-birds", lambda: birds()[:2])
+
+    def uncoloured(**options):
+        return [step for step in trees(**options) if type(step).__name__ != "ColorJitter"]
+
+    monkeypatch.setattr(module, "_tilted_and_coloured", uncoloured)
 
 
 def mark(x: float, y: float, half: float = 5) -> np.ndarray:
@@ -43,7 +51,7 @@ def centre(image: torch.Tensor) -> tuple[float, float]:
 
 
 def test_every_protocol_is_tested():
-    assert list(AUGMENTATIONS) and set(PROTOCOLS) == set(AUGMENTATIONS)
+    assert list(AUGMENTATIONS) and {*PROTOCOLS, *WINDOWS} == set(AUGMENTATIONS)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -58,6 +66,8 @@ def test_parts_go_where_the_mark_goes(name, preprocess, tolerance):
     transform = Transform(preprocess, name, flip_pairs=[(0, 1)])
     if name == "st-protopnet-cropped":
         tolerance = 1.0  # an elastic grid bends the mark itself
+    if name == "prototree-cars":
+        tolerance = max(tolerance, 0.5)  # a steep perspective shrinks one side of the mark more than the other
     rng = np.random.default_rng(1)
     swapped = 0
     for seed in range(24):
@@ -245,3 +255,27 @@ def test_cropping_moves_everything():
     assert cut_parts[:, 2].tolist() == [1, 0, 0] and cut_parts[0, :2].tolist() == [2, 5]
     assert crop_sample((-5, -5, 500, 500), image)[0].shape == image.shape
     assert crop_sample((60, 60, 70, 70), image)[0].size == 0
+
+
+@pytest.mark.parametrize("name", ["random-crop", *WINDOWS[:3]])
+def test_windows_are_seen_whole(name: str) -> None:
+    """A window is resized to the network's size without the cut that other pictures get, its boxes with it."""
+    picture = np.zeros((80, 120, 3), np.uint8)
+    picture[20:60, 30:90] = 255
+    cut = Transform(Preprocess(size=(64, 64), crop="center", crop_fraction=0.5), name)
+    whole = Transform(Preprocess(size=(64, 64)), name)
+    for number in range(5):
+        boxes = np.array([[30.0, 20, 90, 60]])
+        one, two = (each(picture, boxes=boxes, seed=(0, number)) for each in (cut, whole))
+        assert torch.equal(one["image"], two["image"])
+        x0, y0, x1, y1 = (round(float(v)) for v in one["boxes"][0])
+        if x1 - x0 > 4 and y1 - y0 > 4:
+            inside = one["image"][:, y0 + 2 : y1 - 2, x0 + 2 : x1 - 2]
+            assert float(inside.min()) > 1  # white
+
+
+def test_squash_center_cuts_the_middle_of_a_squashed_picture() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (100, 60, 3), np.uint8)
+    whole = Preprocess(size=(64, 64)).resize(picture)
+    middle = Preprocess(size=(56, 56), crop="squash-center", crop_fraction=0.875).resize(picture)
+    assert np.array_equal(whole[4:60, 4:60], middle)

@@ -95,8 +95,8 @@ def test_comparison_passes_and_fails(small: Path) -> None:
 
 def test_unknown_descriptions_are_refused(small: Path) -> None:
     case = Case.read(small / "small.json")
-    spec = dict(case.spec, inputs={"x": {"kind": "array", "name": "x", "shape": [2], "scale": 2}})
-    with pytest.raises(ValueError, match="scale"):
+    spec = dict(case.spec, inputs={"x": {"kind": "array", "name": "x", "shape": [2], "power": 2}})
+    with pytest.raises(ValueError, match="power"):
         _ = Case(case.path, spec).inputs
     with pytest.raises(ValueError, match="rtol and atol"):
         Case(case.path, dict(case.spec, tolerance={"exact": True})).tolerance("b")

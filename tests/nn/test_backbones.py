@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from fgvczoo import FgvczooError
-from fgvczoo.nn.backbones import Backbone, load_pretrained
+from fgvczoo.nn.backbones import Backbone, load_pretrained, split_trunk
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,17 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         load_pretrained(Backbone("test_resnet"), str(tmp_path / "gone.pth"))
     with pytest.raises(FgvczooError, match="no such weights"):
         load_pretrained(Backbone("test_resnet"), "tv_in2k")
+
+
+@pytest.mark.parametrize(
+    ("name", "block"), [("test_resnet", "layer4.0"), ("test_vit", "blocks.5"), ("vgg11", "features")]
+)
+def test_a_trunk_in_two_parts_has_every_parameter_once(name: str, block: str) -> None:
+    """Also those that lie beside the modules, as a transformer's class token."""
+    backbone = Backbone(name)
+    rest, last = split_trunk(backbone, block)
+    parts = [id(parameter) for part in (rest, last) for parameter in part.parameters()]
+    assert sorted(parts) == sorted(id(parameter) for parameter in backbone.parameters())
+    assert last is backbone.trunk.get_submodule(block)
+    with pytest.raises(FgvczooError, match="no such module"):
+        split_trunk(backbone, "layer9")

@@ -14,15 +14,8 @@ import torch
 from torch import Tensor
 
 from fgvczoo.errors import FgvczooError
-from fgvczoo.nn.backbones import recognise_backbone
+from fgvczoo.nn.backbones import TORCHVISION, recognise_backbone
 from fgvczoo.nn.prototypes import class_identity
-
-# The trunks of the authors' code.
-BACKBONES = (
-    *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("densenet121", "densenet161", "densenet169", "densenet201"),
-)
 
 
 def state_from_official(state: Mapping[str, Tensor], *, pruned: bool = False) -> dict[str, Tensor]:
@@ -59,7 +52,7 @@ def arguments_from_official(state: Mapping[str, Tensor], *, pruned: bool = False
     regular = len(vectors) % classes == 0 and torch.equal(class_of, class_identity(classes, len(vectors) // classes))
     return {
         "num_classes": classes,
-        "backbone": BACKBONES[recognise_backbone(trunk, [(name, None) for name in BACKBONES])],
+        "backbone": TORCHVISION[recognise_backbone(trunk, [(name, None) for name in TORCHVISION])],
         "prototypes_per_class": len(vectors) // classes if regular else 1,
         "prototype_classes": None if regular else class_of.tolist(),
         "prototype_dim": vectors.shape[1],
