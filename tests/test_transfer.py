@@ -15,11 +15,14 @@ from fgvczoo.zoo.transfer import transfer
 from tests.conftest import RECIPES
 
 TRUNK = {"backbone": "test_resnet", "out_index": 1}
+# Of papers that cut the trunk themselves.
+CUT_TRUNK = {"backbone": "resnet18", "backbone_options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}}
 
 
 def made(paper: str, seed: int, num_classes: int = 3, **arguments: object) -> StagedModule:
     torch.manual_seed(seed)
-    return fgvczoo.create(paper, **{"num_classes": num_classes, **TRUNK, **arguments})
+    trunk = CUT_TRUNK if paper.startswith("bas") else TRUNK
+    return fgvczoo.create(paper, **{"num_classes": num_classes, **trunk, **arguments})
 
 
 RETRIEVAL = {"dm2": {"backbones": ["test_resnet"], "intervals": [1], "out_index": 1}, "dsml": TRUNK}

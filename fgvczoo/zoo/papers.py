@@ -126,3 +126,4 @@ PAPERS: dict[str, Paper] = {
 }""",
     ),
 }
+PAPERS["bas-segmentation"] = PAPERS["bas"]

@@ -115,6 +115,8 @@ def _is_finished(root: Path, stamp: str) -> bool:
                 )
             return finished
     if root.exists() and (not root.is_dir() or any(path.name != _UNFINISHED for path in root.iterdir())):
+        if (root / STAMP).is_file():  # another process has just finished it
+            return _is_finished(root, stamp)
         raise FgvczooError(f"{root}: holds other files and no SynthBirds; give a new or an empty folder")
     return False
 
