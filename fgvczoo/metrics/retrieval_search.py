@@ -23,6 +23,7 @@ DISTANCES = ("euclidean", "cosine", "snr", "hamming")
 MEMORY = 256 * 2**20
 """Bytes that blocks take by default."""
 
+_CACHE = 2**21  # distances of a block that processors keep in their caches
 _TINY_VARIANCE = 1e-12  # of a constant anchor under the SNR distance
 _NEAR = 1e-6  # share of |q|^2 + |g|^2 below which a squared distance is computed by differences
 _SMALL = 0.05  # and below which not by float32
@@ -237,22 +238,27 @@ def nearest(
         return none, none.long()
     products = _Products(space)
     rows, items = block_sizes(len(space.queries), count, memory)
+    if items > (few := max(4096, 64 * k)):  # blocks that stay in the cache; after the first, few items are candidates
+        rows, items = min(rows, _CACHE // few), few
     distances = torch.empty(len(space.queries), k, device=space.queries.device)
     places = torch.empty(len(space.queries), k, dtype=torch.int64, device=space.queries.device)
     for start in range(0, len(space.queries), rows):
         query = slice(start, min(start + rows, len(space.queries)))
-        found = None
+        bound = products.bound(query)
+        values, place = torch.empty(len(bound), 0, device=bound.device), places.new_empty(len(bound), 0)
         for first in range(0, count, items):
             item = slice(first, min(first + items, count))
             block = products.block(query, item)
             _leave_out(block, own, query, item)
-            part = _candidates(block, k, products.bound(query))
-            part = part[0], part[1] + first
-            if found is not None:
-                part = _sorted(torch.cat([found[0], part[0]], 1), torch.cat([found[1], part[1]], 1))
-            found = part
-        assert found is not None
-        squared, places[query] = _order(space, products, query, *found, k)
+            if values.shape[1] < k:
+                more, column = _candidates(block, k, bound)
+            else:
+                more, column = _below(block, values[:, k - 1 : k] + bound)
+            if more.shape[1]:
+                values, place = _sorted(torch.cat([values, more], 1), torch.cat([place, column + first], 1))
+                width = max(k, int((values <= values[:, k - 1 : k] + bound).sum(1).max())) if values.shape[1] > k else k
+                values, place = values[:, :width], place[:, :width]
+        squared, places[query] = _order(space, products, query, values, place, k)
         distances[query] = space.finish(squared, query).float()
     return distances, places
 

@@ -98,6 +98,22 @@ def test_sampled_thresholds_lose_nothing() -> None:
         assert torch.equal(nearest(queries, gallery, 20, memory=memory)[1], truth)
 
 
+@pytest.mark.parametrize("order", ["ascending", "descending", "random"])
+def test_limits_of_earlier_blocks_lose_nothing(order: str) -> None:
+    """More items than a block has; all distances come several times, in different blocks."""
+    generator = torch.Generator().manual_seed(0)
+    gallery = torch.randint(-3, 4, (10_000, 3), generator=generator).float()
+    queries = gallery[:7] + 0.25
+    truth = torch.cdist(queries.double(), gallery.double())
+    if order != "random":
+        gallery = gallery[truth[0].argsort(descending=order == "descending", stable=True)]
+        truth = torch.cdist(queries.double(), gallery.double())
+    distances, place = nearest(queries, gallery, 20)
+    sorted_, places = (truth**2).round(decimals=9).sort(dim=1, stable=True)
+    assert torch.equal(place, places[:, :20])
+    torch.testing.assert_close(distances.double(), sorted_[:, :20].sqrt(), rtol=1e-6, atol=1e-7)
+
+
 def test_near_duplicates_keep_their_distances() -> None:
     rows = torch.randn(50, 64) + 100
     copies = rows + 1e-3 * torch.randn(50, 64)
