@@ -8,12 +8,12 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 
 from fgvczoo.data.base import TEXT, FGVCDataModule
 from fgvczoo.data.official import Archive, Masks, Official, Ragged, check_listed, find_folder, read_text
+from fgvczoo.data.xml import read_objects
 from fgvczoo.errors import FgvczooError
 
 CLASSES = (
@@ -114,14 +114,11 @@ class VOC(Official):
 @cache
 def _objects(file: Path) -> list[tuple[int, list[float]]]:
     """Class and box of every object of an annotation."""
-    try:
-        found = []
-        for item in ElementTree.fromstring(read_text(file)).iter("object"):
-            x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
-            found.append((CLASSES.index(item.findtext("name", "")), [x0 - 1, y0 - 1, x1, y1]))
-        return found
-    except (ElementTree.ParseError, ValueError) as error:
-        raise FgvczooError(f"{file}: {error}; expected objects of the {len(CLASSES)} classes with a bndbox") from None
+    found = read_objects(file)
+    for name, _ in found:
+        if name not in CLASSES:
+            raise FgvczooError(f"{file}: object {name!r}; expected one of the {len(CLASSES)} classes")
+    return [(CLASSES.index(name), [x0 - 1, y0 - 1, x1, y1]) for name, (x0, y0, x1, y1) in found]
 
 
 class VOCDataModule(FGVCDataModule):
