@@ -1,13 +1,13 @@
 """Times loading and augmenting pictures against torchvision's: `python benchmarks/data.py [--pictures 240]`.
 
-Both sides read the same folder of JPEGs of 500 x 375 (photograph-like: smooth colours, edges and noise; about 100 kB each) and
-give batches of 32 normalised tensors of 224 x 224 out of a DataLoader, with as many workers, one thread each:
+Both sides read the same folder of JPEGs of 500 x 375 (smooth colours, edges, noise) and give batches of 32 normalised
+tensors of 224 x 224 out of a DataLoader, with as many workers, one thread each:
 
 - ours: `FolderDataModule`, with the protocol of that name;
 - torchvision: `ImageFolder` with the same operations, as its users write them (Pillow decodes and resizes).
 
-The geometric maps of ProtoPNet's protocol are drawn by the same functions on both sides; torchvision applies them by its
-`functional.perspective`, bicubic. Passes alternate, after one of each that is not counted; median. Before, the pictures of both
+The geometric maps of ProtoPNet's protocol are drawn by the same functions on both sides; torchvision applies them by
+its `functional.perspective`, bicubic. Passes alternate, after one of each that is not counted; median. Pictures of both
 sides are compared where nothing is drawn. Writes results/data.json and .md.
 """
 
@@ -53,7 +53,8 @@ def write_pictures(root: Path, count: int) -> None:
         field = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (500, 375), interpolation=cv2.INTER_CUBIC)
         for _ in range(40):
             x, y, w, h = (int(v) for v in rng.integers(0, (500, 375, 120, 90)))
-            cv2.ellipse(field, (x, y), (w // 2 + 1, h // 2 + 1), 0, 0, 360, [int(v) for v in rng.integers(0, 256, 3)], -1)
+            colour = [int(value) for value in rng.integers(0, 256, 3)]
+            cv2.ellipse(field, (x, y), (w // 2 + 1, h // 2 + 1), 0, 0, 360, colour, -1)
         noisy = np.clip(field + rng.normal(0, 9, field.shape), 0, 255).astype(np.uint8)
         path = root / f"class{number % 4}" / f"{number:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,10 @@ PIPELINES: dict[str, tuple[str, Callable[[], Any]]] = {  # what it is -> our pro
         "resized-crop",
         lambda: chain(transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip()),
     ),
-    "ProtoPNet": ("protopnet", lambda: chain(Drawn(), transforms.RandomHorizontalFlip(), transforms.Resize((SIZE, SIZE)))),
+    "ProtoPNet": (
+        "protopnet",
+        lambda: chain(Drawn(), transforms.RandomHorizontalFlip(), transforms.Resize((SIZE, SIZE))),
+    ),
 }
 
 
@@ -128,8 +132,14 @@ def difference(root: Path) -> float:
     """The largest difference of two pictures that are only resized, in levels of 0..255, as a mean over pixels."""
     data = FolderDataModule(str(root), test_fraction=0, preprocess={"size": [SIZE, SIZE]})
     folder = ImageFolder(str(root), PIPELINES["resize"][1]())
-    gaps = [(data.sample(row)["image"] - folder[row][0]).abs() * torch.tensor(STD)[:, None, None] * 255 for row in range(8)]
-    return max(float(gap.mean()) for gap in gaps)
+    levels = 255 * torch.tensor(STD)[:, None, None]
+    return max(float(((data.sample(row)["image"] - folder[row][0]).abs() * levels).mean()) for row in range(8))
+
+
+def line(row: dict[str, Any]) -> list[str]:
+    """The cells of a row."""
+    speeds = [f"{row[side]:.0f}" for side in ("ours", "torchvision")]
+    return [row["pipeline"], str(row["workers"]), *speeds, f"{row['ratio']:.2f}"]
 
 
 def main() -> None:
@@ -153,8 +163,9 @@ def main() -> None:
                         speed = run(loader)
                         if number:
                             found[side].append(speed)
-                rows.append({"pipeline": name, "workers": workers, **{side: statistics.median(v) for side, v in found.items()}})
-                rows[-1]["ratio"] = rows[-1]["ours"] / rows[-1]["torchvision"]
+                middle = {side: statistics.median(speeds) for side, speeds in found.items()}
+                ratio = middle["ours"] / middle["torchvision"]
+                rows.append({"pipeline": name, "workers": workers, **middle, "ratio": ratio})
                 print(rows[-1], flush=True)
     names = ("torch", "torchvision", "albumentations", "opencv-python-headless", "pillow")
     result = {
@@ -162,13 +173,14 @@ def main() -> None:
         "machine": f"{processor()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
     }  # fmt: skip
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     lines = [
         "# Loading and augmenting pictures", "",
-        f"{options.pictures} JPEGs of 500 x 375 ({size:.0f} kB each) to 224 x 224, batches of {BATCH}, pictures a second, median "
-        f"of {PASSES} passes. Resized pictures of both differ by {gap:.3f} of 255 levels in the mean.", "",
+        f"{options.pictures} JPEGs of 500 x 375 ({size:.0f} kB each) to 224 x 224, batches of {BATCH}.", "",
+        f"Pictures a second, median of {PASSES} passes. Resized pictures of both differ by {gap:.3f} of 255 levels.", "",
         "| pipeline | workers | fgvczoo | torchvision | ratio |", "| --- | --- | --- | --- | --- |",
-        *(f"| {r['pipeline']} | {r['workers']} | {r['ours']:.0f} | {r['torchvision']:.0f} | {r['ratio']:.2f} |" for r in rows), "",
-        f"{result['machine']}; {', '.join(f'{k} {v}' for k, v in result['versions'].items())}. `python benchmarks/data.py`",
+        *(f"| {' | '.join(line(row))} |" for row in rows), "",
+        f"{result['machine']}; {versions}. `python benchmarks/data.py`",
     ]  # fmt: skip
     print("\n".join(lines))
     write_text(RESULTS / "data.json", json.dumps(result, indent=1) + "\n")

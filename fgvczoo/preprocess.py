@@ -27,7 +27,7 @@ _INTERPOLATIONS = {
 # A picture is refused above this many pixels: decoding a small file must not take gigabytes. Below Pillow's own limit.
 MAX_PIXELS = 150_000_000
 # Filters that torch has, too, anti-aliased; and pixels from which on it is worth it.
-_OF_TORCH, _LARGE = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}, 100_000
+_OF_TORCH, _LARGE = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}, 40_000
 # Sizes come with weights that a stranger may have written: no more than these are made of a picture.
 MAX_SIDE, MIN_CROP_FRACTION = 4096, 0.1
 
@@ -140,7 +140,8 @@ def _array_to_rgb(array: np.ndarray) -> np.ndarray:
 
 
 def _resized_by_torch(image: np.ndarray, height: int, width: int, *, mode: str) -> np.ndarray:
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    # In this order of calls torch sees that channels lie side by side, and leaves them so.
+    pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(pixels, (height, width), mode=mode, antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()
 

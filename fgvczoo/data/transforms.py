@@ -68,7 +68,7 @@ class Transform:
                 f"augmentation={augmentation!r}; expected one of {', '.join(AUGMENTATIONS)}"
                 + did_you_mean(augmentation, AUGMENTATIONS)
             )
-        self.preprocess = preprocess
+        self.preprocess, self._squash = preprocess, replace(preprocess, crop="squash")
         self.augmentation = augmentation
         self.flip_pairs = tuple(flip_pairs)
         self._compose: Any = None
@@ -99,7 +99,7 @@ class Transform:
             # step its own copy of the same stream, and a flip would go with, say, every brightening.
             streams = np.random.SeedSequence(tuple(seed)).spawn(3 if self.augmentation in _WINDOWS else 2)
             if (window := _WINDOWS.get(self.augmentation)) is not None:
-                preprocess = replace(preprocess, crop="squash")
+                preprocess = self._squash
                 x, y, w, h = window(_random(streams[2]), *image.shape[:2])
                 image, mask, boxes, parts = crop_sample((x, y, x + w, y + h), image, mask, boxes, parts)
                 image, mask, boxes, parts = _resize_sample(preprocess, image, mask, boxes, parts)
@@ -356,8 +356,8 @@ def small_birds() -> list[Any]:
 
 
 def _part(least: float) -> Window:
-    """A window of at least this share of the area. Ten draws of area and shape, as torchvision has it; if none fits, the
-    largest window in the middle whose shape is allowed."""
+    """A window of at least this share of the area. Ten draws of area and shape, as torchvision has it; if none fits,
+    the largest window in the middle whose shape is allowed."""
 
     def draw(rng: random.Random, height: int, width: int) -> tuple[int, int, int, int]:
         for _ in range(10):

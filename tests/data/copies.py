@@ -225,7 +225,7 @@ COPIES: dict[str, Copy] = {
         },
     ),
     "nus-wide": Copy(
-        make_nus_wide,
+        lambda root: make_nus_wide(root, concepts=6),
         mistakes={
             "class": Mistake(
                 "Groundtruth/AllLabels/Labels_concept3.txt", replace("0", "2"), "expected 0 or 1 for each of 60"

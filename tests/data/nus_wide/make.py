@@ -22,7 +22,8 @@ def make_nus_wide(root: Path, *, images: int = 60, concepts: int = 23) -> tuple[
     labels[0] = 0
     # The first and the fifth concept are the rarest.
     labels[:, [0, 4]] = 0
-    labels[1, 0] = labels[2, 4] = 1
+    labels[1:5] = 0
+    labels[1:3, 0] = labels[3:5, 4] = 1
     for row, path in enumerate(paths):
         if row % 10 != 9:
             save_picture(root / "Flickr" / path, row)
