@@ -177,7 +177,7 @@ def main() -> None:
     lines = [
         "# Loading and augmenting pictures", "",
         f"{options.pictures} JPEGs of 500 x 375 ({size:.0f} kB each) to 224 x 224, batches of {BATCH}.", "",
-        f"Pictures a second, median of {PASSES} passes. Resized pictures of both differ by {gap:.3f} of 255 levels.", "",
+        f"Pictures a second, median of {PASSES} passes. Merely resized pictures differ by {gap:.3f} of 255 levels.", "",
         "| pipeline | workers | fgvczoo | torchvision | ratio |", "| --- | --- | --- | --- | --- |",
         *(f"| {' | '.join(line(row))} |" for row in rows), "",
         f"{result['machine']}; {versions}. `python benchmarks/data.py`",

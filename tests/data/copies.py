@@ -225,10 +225,10 @@ COPIES: dict[str, Copy] = {
         },
     ),
     "nus-wide": Copy(
-        lambda root: make_nus_wide(root, concepts=6),
+        lambda root: make_nus_wide(root, images=62, concepts=6),
         mistakes={
             "class": Mistake(
-                "Groundtruth/AllLabels/Labels_concept3.txt", replace("0", "2"), "expected 0 or 1 for each of 60"
+                "Groundtruth/AllLabels/Labels_concept3.txt", replace("0", "2"), "expected 0 or 1 for each of 62"
             ),
             "twice": Mistake("ImageList/Imagelist.txt", again(0), "occurs twice"),
             "outside": Mistake(
