@@ -45,9 +45,10 @@ def mark(x: float, y: float, half: float = 5) -> np.ndarray:
 
 def centre(image: torch.Tensor, floor: float = 0.6) -> tuple[float, float]:
     """Centre of brightness of a (3, h, w) picture. floor: filled borders are darker; blended edges that are, too, are
-    lost on both sides of the mark unequally, by up to a third of a pixel.""" weight = image[0].double() * (image[0] >
-    floor) rows, columns = (torch.arange(n, dtype=torch.float64) + 0.5 for n in weight.shape) return
-    float((weight.sum(0) * columns).sum() / weight.sum()), float((weight.sum(1) * rows).sum() / weight.sum())
+    lost on both sides of the mark unequally, by up to a third of a pixel."""
+    weight = image[0].double() * (image[0] > floor)
+    rows, columns = (torch.arange(n, dtype=torch.float64) + 0.5 for n in weight.shape)
+    return float((weight.sum(0) * columns).sum() / weight.sum()), float((weight.sum(1) * rows).sum() / weight.sum())
 
 
 def test_every_protocol_is_tested():
