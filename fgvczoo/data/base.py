@@ -8,6 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fgvczoo.batch import RAGGED_KEYS, Batch
-from fgvczoo.data.samplers import EpochBatchSampler, ExactSampler, PKBatchSampler, TrainBatchSampler
+from fgvczoo.data.samplers import (
+    BalancedBatchSampler,
+    EpochBatchSampler,
+    ExactSampler,
+    PKBatchSampler,
+    TrainBatchSampler,
+)
 from fgvczoo.data.transforms import Transform, crop_sample
 from fgvczoo.errors import FgvczooError, FgvczooWarning, did_you_mean
 from fgvczoo.preprocess import Preprocess, image_size, read_image
@@ -152,6 +159,9 @@ class FGVCDataModule(lightning.LightningDataModule):
         augmentation: a protocol of `fgvczoo.data.transforms.AUGMENTATIONS`, for training.
         preprocess: values of `fgvczoo.preprocess.Preprocess`, where they differ from its defaults.
         view_augmentations: a protocol each for further views of every training picture, the batch's `views`.
+        view_sizes: height and width of each of these views (multi-crop); by default those of `preprocess`.
+        repeats: how often a training batch holds each of its images, augmented anew (`TrainBatchSampler`).
+        class_balanced: train on every class equally often, instead of on every image once (`BalancedBatchSampler`).
         images_per_class: K; training batches then hold K images of each of `batch_size` / K classes, each batch drawn
             anew (`PKBatchSampler`). Without it every image is used once in an epoch.
         batches_per_epoch: of `images_per_class`; by default as many as the training rows fill.
@@ -182,6 +192,9 @@ class FGVCDataModule(lightning.LightningDataModule):
         augmentation: str = "none",
         preprocess: dict[str, Any] | None = None,
         view_augmentations: Sequence[str] = (),
+        view_sizes: Sequence[int] = (),
+        repeats: int = 1,
+        class_balanced: bool = False,
         images_per_class: int | None = None,
         batches_per_epoch: int | None = None,
         seed: int = 0,
@@ -204,6 +217,14 @@ class FGVCDataModule(lightning.LightningDataModule):
             raise FgvczooError(
                 f"batches_per_epoch={batches_per_epoch} without images_per_class: an epoch is every image once"
             )
+        if repeats < 1:
+            raise FgvczooError(f"repeats={repeats}; expected at least 1")
+        if images_per_class is not None and (class_balanced or repeats > 1):
+            raise FgvczooError("images_per_class draws batches of its own; leave out class_balanced and repeats")
+        if view_sizes and len(view_sizes) != len(view_augmentations):
+            raise FgvczooError(
+                f"view_sizes: {len(view_sizes)} of {len(view_augmentations)} view_augmentations; give all"
+            )
         for option, share in (("val_fraction", val_fraction), ("val_classes", val_classes)):
             if not 0 <= share < 1:
                 raise FgvczooError(f"{option}={share}; expected a number in [0, 1)")
@@ -224,7 +245,11 @@ class FGVCDataModule(lightning.LightningDataModule):
         self.seed, self.on_corrupt, self.keys = seed, on_corrupt, tuple(keys)
         self.preprocess = make_preprocess(preprocess)
         self.transform = Transform(self.preprocess, augmentation, reader.flip_pairs)
-        self.view_transforms = tuple(Transform(self.preprocess, name) for name in view_augmentations)
+        self.repeats, self.class_balanced = repeats, class_balanced
+        sizes = [(side, side) for side in view_sizes] or [self.preprocess.size] * len(view_augmentations)
+        self.view_transforms = tuple(
+            Transform(replace(self.preprocess, size=size), name) for name, size in zip(view_augmentations, sizes)
+        )
         self.class_names = list(reader.class_names)
         self.dataset_name = reader.name
         self.licence_allows_pictures = reader.licence_allows_pictures
@@ -369,6 +394,10 @@ class FGVCDataModule(lightning.LightningDataModule):
 
     def _sampler(self, rows: np.ndarray, dataset: Rows, options: dict[str, int]) -> TrainBatchSampler:
         if self.images_per_class is None:
+            if self.repeats > 1:
+                options["repeats"] = self.repeats
+            if self.class_balanced:
+                return BalancedBatchSampler(self.reader.labels[rows], self.batch_size, **options)
             return EpochBatchSampler(len(rows), self.batch_size, shuffle=not dataset.shuffles, **options)
         return PKBatchSampler(
             self.reader.labels[rows],
@@ -399,7 +428,7 @@ def make_preprocess(values: dict[str, Any] | None) -> Preprocess:
 class Rows(Dataset[Any]):
     """The samples of some rows of a reader; `seed` None leaves the pictures as they are.
 
-    Items are places in `rows`, alone or as (epoch, place).
+    Items are places in `rows`, alone or as (epoch, place), or (epoch, place, number of the repeat).
 
     shuffles: places are those of an order of its own, which a sampler does not shuffle again.
     views: transforms of the further views of a picture, where `seed` augments it.
@@ -427,11 +456,12 @@ class Rows(Dataset[Any]):
         """The row at a place of an epoch."""
         return int(self.rows[place])
 
-    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, place = item if isinstance(item, tuple) else (0, item)
-        return self._sample(epoch, self.index(epoch, place))
+    def __getitem__(self, item: int | tuple[int, ...]) -> dict[str, Any]:
+        epoch, place, *repeat = item if isinstance(item, tuple) else (0, item)
+        return self._sample(epoch, self.index(epoch, place), repeat)
 
-    def _sample(self, epoch: int, index: int) -> dict[str, Any]:
+    def _sample(self, epoch: int, index: int, repeat: Sequence[int] = ()) -> dict[str, Any]:
+        """repeat: its number, where a batch holds a row several times."""
         image = self.reader.read(index)
         notes = self.reader.annotations(index, self.keys)
         height, width = image.shape[:2]
@@ -446,10 +476,10 @@ class Rows(Dataset[Any]):
             if not image.size:
                 raise FgvczooError(f"{self.reader.name_of(index)}: the crop {crop} has no pixel of {height} x {width}")
         # The last number keeps these streams apart from others that are drawn from (seed, epoch).
-        seed = None if self.seed is None else (self.seed, epoch, index, 1)
+        seed = None if self.seed is None else (self.seed, epoch, index, 1, *repeat)
         sample: dict[str, Any] = dict(self.transform(image, mask=mask, boxes=boxes, parts=parts, seed=seed))
         if self.seed is not None and self.views:
-            seeds = [(self.seed, epoch, index, 4, number) for number in range(len(self.views))]
+            seeds = [(self.seed, epoch, index, 4, number, *repeat) for number in range(len(self.views))]
             sample["views"] = [view(image, seed=drawn)["image"] for view, drawn in zip(self.views, seeds)]
         if satellite is not None:
             sample["satellite"] = self.transform.preprocess(satellite)
@@ -475,7 +505,8 @@ class Rows(Dataset[Any]):
             # A training batch that lost all its pictures is read again from the rows that follow: the number of steps,
             # by which processes keep together and a run resumes, does not change.
             for offset in range(1, len(self)):
-                samples = self._readable([(epoch, (place + offset) % len(self)) for epoch, place in items], lost)
+                following = [(epoch, (place + offset) % len(self), *repeat) for epoch, place, *repeat in items]
+                samples = self._readable(following, lost)
                 if samples:
                     break
             else:
@@ -485,10 +516,10 @@ class Rows(Dataset[Any]):
     def _readable(self, items: list[Any], lost: dict[str, str]) -> list[dict[str, Any]]:
         samples = []
         for item in items:
-            epoch, place = item if isinstance(item, tuple) else (0, item)
+            epoch, place, *repeat = item if isinstance(item, tuple) else (0, item)
             index = self.index(epoch, place)  # a stream that breaks off here is not one more unreadable picture
             try:
-                samples.append(self._sample(epoch, index))
+                samples.append(self._sample(epoch, index, repeat))
             except FgvczooError as error:
                 if self.on_corrupt == "error":
                     raise

@@ -504,6 +504,8 @@ class HubDataModule(FGVCDataModule):
                 raise FgvczooError(
                     f"num_workers={workers}; a stream has one reader: give 1, or 0 to read in the main process"
                 )
+            if options.get("class_balanced") or options.get("repeats", 1) > 1:
+                raise FgvczooError("class_balanced, repeats: a stream cannot be asked for a row; leave out streaming")
             if options.get("images_per_class"):
                 raise FgvczooError(
                     "images_per_class: a stream cannot be asked for images of a class; leave out streaming"

@@ -11,37 +11,51 @@ from torch.utils.data import Sampler
 from fgvczoo.errors import FgvczooError
 
 
-class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches for training: lists of (epoch, index), so that a sample can be augmented from (seed, epoch, index).
+class TrainBatchSampler(Sampler[list[tuple[int, ...]]]):
+    """Batches for training: lists of (epoch, index), so that a sample can be augmented from (seed, epoch, index); with
+    `repeats`, of (epoch, index, number of the repeat).
 
     What a global batch holds is a function of (seed, epoch, its number); each process takes its contiguous equal slice
     of it. So the global batches do not depend on the number of processes.
 
     batch_size: of all processes together.
     seed: of what is drawn.
+    repeats: how often an image is in a batch, augmented anew each time (Hoffer et al. 2020). An epoch has as many
+        batches as without, and so sees a share 1 / `repeats` of the images. They lie side by side, in one process.
     world_size, rank: number of processes and the place of this one.
 
     Attributes that a run sets: `epoch`; and, resumed in the middle of an epoch, `first` (that epoch) and `skip` (how
     many of its batches were already used): they are left out whenever epoch `first` is iterated.
     """
 
-    def __init__(self, batch_size: int, *, seed: int, world_size: int = 1, rank: int = 0):
+    def __init__(self, batch_size: int, *, seed: int, world_size: int = 1, rank: int = 0, repeats: int = 1):
         if batch_size < 1:
             raise FgvczooError(f"batch_size={batch_size}; expected at least 1")
+        if batch_size % (world_size * repeats) and repeats > 1:
+            raise FgvczooError(
+                f"batch_size={batch_size} with repeats={repeats}: expected a multiple of {world_size * repeats}, which "
+                f"{world_size} processes share"
+            )
         if batch_size % world_size:
             raise FgvczooError(
                 f"batch_size={batch_size} is the size over all processes and cannot be split evenly between "
                 f"{world_size}; give a multiple of {world_size}"
             )
         self.batch_size, self.seed = batch_size, seed
-        self.world_size, self.rank = world_size, rank
+        self.world_size, self.rank, self.repeats = world_size, rank, repeats
         self.epoch = self.first = self.skip = 0
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         epoch = self.epoch  # a loader reads ahead: what it began stays with its epoch
         for batch in self.batches(epoch, range(self.skip if epoch == self.first else 0, len(self))):
-            share = len(batch) // self.world_size
-            yield [(epoch, row) for row in batch[self.rank * share : (self.rank + 1) * share]]
+            if self.repeats == 1:
+                share = len(batch) // self.world_size
+                yield [(epoch, row) for row in batch[self.rank * share : (self.rank + 1) * share]]
+            else:
+                images = batch[: len(batch) // self.repeats]
+                share = len(images) // self.world_size
+                own = images[self.rank * share : (self.rank + 1) * share]
+                yield [(epoch, row, number) for row in own for number in range(self.repeats)]
 
     @abstractmethod
     def __len__(self) -> int:
@@ -68,14 +82,43 @@ class EpochBatchSampler(TrainBatchSampler):
         self.length, self.shuffle = length, shuffle
 
     def batches(self, epoch: int, numbers: range) -> Iterator[Sequence[int]]:
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.length) if self.shuffle else None
+        order = self.order(epoch) if self.shuffle else None
         for number in numbers:
             start, stop = number * self.batch_size, min((number + 1) * self.batch_size, self.length)
             yield range(start, stop) if order is None else order[start:stop].tolist()
 
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch."""
+        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
+
     def __len__(self) -> int:
         full, rest = divmod(self.length, self.batch_size)
-        return full + (rest >= self.world_size)
+        return full + (rest >= self.world_size * self.repeats)
+
+
+class BalancedBatchSampler(EpochBatchSampler):
+    """Every class as often as any other: the order of an epoch, as long as the split, goes through all classes again
+    and again, each time in an order drawn anew, and through the images of a class in the same way.
+
+    labels: (N,) of the rows of the split. batch_size, seed, repeats, world_size, rank: see `TrainBatchSampler`.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, **options: int):
+        super().__init__(len(labels), batch_size, shuffle=True, **options)
+        order = np.argsort(labels, kind="stable")
+        self.rows = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []  # of each class
+
+    def order(self, epoch: int) -> np.ndarray:
+        # The last number keeps these streams apart from others that are drawn from (seed, epoch).
+        generator = np.random.default_rng((self.seed, epoch, 5))
+        rounds = -(-self.length // max(len(self.rows), 1))
+        of_class = np.stack(
+            [
+                np.concatenate([generator.permutation(own) for _ in range(-(-rounds // len(own)))])[:rounds]
+                for own in self.rows
+            ]
+        )
+        return generator.permuted(of_class, axis=0).T.reshape(-1)[: self.length]
 
 
 class PKBatchSampler(TrainBatchSampler):

@@ -148,3 +148,28 @@ def test_batches_of_p_classes_with_k_images(open_, monkeypatch):
         shares.append(list(data.train_dataloader()))
     for batch, one, other in zip(whole, *shares, strict=True):
         assert torch.cat([one["image"], other["image"]]).equal(batch["image"])
+
+
+def test_repeats_balance_and_views_of_other_sizes(open_, monkeypatch):
+    options = {"augmentation": "small-birds", "repeats": 2, "view_augmentations": ["resized-crop", "flip"]}
+    options["view_sizes"] = [12, 8]
+    for more in ({}, {"class_balanced": True}):
+        try:
+            data = open_(**options, **more)
+            whole = list(data.train_dataloader())
+        except FgvczooError as error:
+            assert "a stream" in str(error)
+            continue
+        for batch in whole:
+            assert batch["index"][::2].equal(batch["index"][1::2])
+            assert [view.shape[1:] for view in batch["views"]] == [(3, 12, 12), (3, 8, 8)]
+        drawn = [not batch["image"][::2].equal(batch["image"][1::2]) for batch in whole]
+        assert any(drawn)  # augmented anew
+        assert same(whole, list(open_(**options, **more, num_workers=1).train_dataloader()))
+        shares = []
+        for rank in (0, 1):
+            monkeypatch.setattr(data, "_processes", lambda rank=rank: (2, rank))
+            shares.append(list(data.train_dataloader()))
+        for batch, one, other in zip(whole, *shares):
+            joined = torch.cat([one["image"], other["image"]])
+            assert joined.equal(batch["image"][: len(joined)])

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgvczoo.data.samplers import EpochBatchSampler, ExactSampler, PKBatchSampler
+from fgvczoo.data.samplers import BalancedBatchSampler, EpochBatchSampler, ExactSampler, PKBatchSampler
 from fgvczoo.errors import FgvczooError
 
 lengths = st.integers(1, 60)
 processes = st.integers(1, 4)
+classes = st.lists(st.integers(0, 5), min_size=1, max_size=40)  # labels of rows
 
 
 def make(length, batch_size, world_size=1, rank=0, **options):
@@ -80,9 +81,50 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         make(10, 0)
 
 
-# --- P x K
+# --- repeated augmentation, and classes equally often
 
-classes = st.lists(st.integers(0, 5), min_size=1, max_size=40)  # labels of rows
+
+@given(lengths, st.integers(1, 3), st.integers(1, 3), st.integers(2, 3))
+def test_repeats_lie_side_by_side_and_are_shared_as_in_one_process(length, share, world_size, repeats):
+    batch_size = share * world_size * repeats
+    alone = list(make(length, batch_size, repeats=repeats))
+    ranks = [list(make(length, batch_size, world_size, rank, repeats=repeats)) for rank in range(world_size)]
+    assert [len(make(length, batch_size, world_size, rank, repeats=repeats)) for rank in range(world_size)] == [
+        len(own) for own in ranks
+    ]
+    rows = [row for batch in alone for _, row, _ in batch]
+    assert len(set(rows)) * repeats == len(rows) <= length
+    for batch in alone:
+        assert [number for *_, number in batch] == [*range(repeats)] * (len(batch) // repeats)
+    for whole, *shares in zip(alone, *ranks):
+        joined = [item for own in shares for item in own]
+        assert joined == whole[: len(joined)] and len(whole) - len(joined) < world_size * repeats
+
+
+def test_a_batch_that_repeats_do_not_fill_is_refused():
+    with pytest.raises(FgvczooError, match="batch_size=4 with repeats=3: expected a multiple of 6"):
+        make(10, 4, world_size=2, repeats=3)
+
+
+@given(classes, st.integers(1, 6), st.integers(0, 2))
+def test_every_class_is_drawn_as_often_as_any_other(labels, batch_size, epoch):
+    labels = np.array(labels)
+    sampler = BalancedBatchSampler(labels, batch_size, seed=3)
+    sampler.epoch = epoch
+    rows = np.array([row for batch in sampler for _, row in batch])
+    assert len(rows) == len(labels)
+    of_class = np.bincount(labels[rows], minlength=6)[np.unique(labels)]
+    assert of_class.max() - of_class.min() <= 1
+    for label in np.unique(labels):  # and its images alike
+        of_row = np.bincount(rows, minlength=len(labels))[labels == label]
+        assert of_row.max() - of_row.min() <= 1
+    shares = [BalancedBatchSampler(labels, 2, seed=3, world_size=2, rank=rank) for rank in (0, 1)]
+    one = BalancedBatchSampler(labels, 2, seed=3)
+    joined = [[*first, *second] for first, second in zip(*shares)]
+    assert joined == list(one)[: len(joined)]
+
+
+# --- P x K
 
 
 def drawn(labels, batch_size, k, *, epoch=0, seed=3, **options) -> list[list[int]]:
