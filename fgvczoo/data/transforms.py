@@ -405,6 +405,37 @@ def random_crop_colour() -> list[Any]:
     return [*flip(), jitter]
 
 
+@augmentation("gabor", window=_seven_eighths)
+def gabor() -> list[Any]:
+    """Of the Gabor texture branch: as "random-crop" (448 of 512 pixels), with brightness, contrast and saturation moved
+    by up to 0.2; nothing is erased, which would change the statistics of textures."""
+    jitter = _albumentations().ColorJitter(
+        brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(0, 0), p=1
+    )
+    return [*flip(), jitter]
+
+
+@augmentation("cct-cifar", window=_part(0.05))
+def cct_cifar() -> list[Any]:
+    """Concept-Centric Transformers' for CIFAR-100: a window of 5 to 100 % of the area, no flip."""
+    return []
+
+
+@augmentation("cct-cub")
+def cct_cub() -> list[Any]:
+    """Concept-Centric Transformers' for CUB-200-2011: a flip, and rotation by up to 30 degrees, reflected there."""
+    return [*flip(), _warp(_draw_turn, border=cv2.BORDER_REFLECT_101)]
+
+
+@augmentation("padded-crop")
+def padded_crop() -> list[Any]:
+    """For pictures of 32 pixels: padded by 4 black pixels, a cut of the old size, a flip."""
+    move = _albumentations().Affine(
+        translate_px={"x": (-4, 4), "y": (-4, 4)}, interpolation=cv2.INTER_NEAREST, fill=0, fill_mask=IGNORE, p=1
+    )
+    return [move, *flip()]
+
+
 @augmentation("random-crop-zoom", window=_part(0.5))
 def random_crop_zoom() -> list[Any]:
     """As "resized-crop", of at least half of the area."""
@@ -439,6 +470,14 @@ def _largest_upright(width: float, height: float, sine: float, cosine: float) ->
         return (half / sine, half / cosine) if width >= height else (half / cosine, half / sine)
     double = cosine * cosine - sine * sine
     return (width * cosine - height * sine) / double, (height * cosine - width * sine) / double
+
+
+def _draw_turn(rng: random.Random, height: int, width: int) -> np.ndarray:
+    """Rotation about the middle by up to 30 degrees, as large as before."""
+    degrees = math.radians(rng.uniform(-30, 30))
+    sine, cosine = math.sin(degrees), math.cos(degrees)
+    rotate = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+    return _shift(width / 2, height / 2) @ rotate @ _shift(-width / 2, -height / 2)
 
 
 def _draw_skew(rng: random.Random, height: int, width: int) -> np.ndarray:

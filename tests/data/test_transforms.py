@@ -14,9 +14,10 @@ from fgvczoo.errors import FgvczooError
 from fgvczoo.preprocess import Preprocess
 
 PROTOCOLS = ["none", "flip", "protopnet", "st-protopnet-cropped", "st-protopnet-full", "small-birds"]
-PROTOCOLS += ["prototree", "prototree-cars", "random-crop"]
+PROTOCOLS += ["prototree", "prototree-cars", "random-crop", "cct-cub", "padded-crop"]
 # Windows may miss a mark, and colours change it: `test_windows_are_seen_whole`.
 WINDOWS = ["resized-crop", "resized-crop-16", "random-crop-zoom", "random-crop-colour", "random-crop-grey"]
+WINDOWS += ["cct-cifar", "gabor"]
 HEIGHT, WIDTH = 160, 200
 # The marks must be found: nothing may be erased or recoloured.
 PLAIN = Preprocess(size=(120, 130), mean=(0, 0, 0), std=(1, 1, 1))
