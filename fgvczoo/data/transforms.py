@@ -424,7 +424,8 @@ def cct_cifar() -> list[Any]:
 @augmentation("cct-cub")
 def cct_cub() -> list[Any]:
     """Concept-Centric Transformers' for CUB-200-2011: a flip, and rotation by up to 30 degrees, reflected there."""
-    return [*flip(), _warp(_draw_turn, border=cv2.BORDER_REFLECT_101)]
+    # Not BORDER_REFLECT_101, which never ends where a picture has one pixel in a row.
+    return [*flip(), _warp(_draw_turn, border=cv2.BORDER_REFLECT)]
 
 
 @augmentation("padded-crop")
