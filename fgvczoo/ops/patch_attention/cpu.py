@@ -18,11 +18,11 @@ DIMS = {"patches": -1, "queries": -2}
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, normalize: str, keep: bool
-) -> tuple[Tensor, Tensor]:
-    """Output, and shares (B, h, Nq, Nk) to `keep` for the gradient."""
-    output, kept = layout.results(query, key, value, keep)
-    addend = Addend(bias, normalize, accumulated(query.dtype))
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, normalize: str, train: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `layout.results`."""
+    output, kept, totals = layout.results(query, key, value, normalize, train)
+    addend = Addend(bias, normalize, layout.accumulated(query))
     for images, heads in tiles(query, key):
         room = kept[images, heads].flatten(0, 1) if kept.numel() else None
         shares = softmax(query, key, images, heads, addend, scale, room)
@@ -30,7 +30,7 @@ def forward(
         values = rows(value, images, heads)
         part = output[images, heads]
         part.copy_((weights.to(values.dtype) @ values).view_as(part))
-    return output, kept
+    return output, kept, totals
 
 
 def backward(
@@ -44,8 +44,9 @@ def backward(
     normalize: str,
     of_bias: bool,
 ) -> layout.Gradients:
+    """Gradients of all four; `kept` are the shares, or empty."""
     found = layout.gradients(query, key, value, bias, of_bias)
-    dtype = accumulated(query.dtype)
+    dtype = layout.accumulated(query)
     bias_gradient = found[3] if found[3].dtype == dtype else found[3].to(dtype)
     bias_gradient.zero_()
     addend = Addend(bias, normalize, dtype)
@@ -99,7 +100,7 @@ def softmax(
     query: Tensor, key: Tensor, images: slice, heads: slice, addend: Addend, scale: float, room: Tensor | None
 ) -> Tensor:
     """The shares of a tile, (images x heads, Nq, Nk), in this room if they fit there."""
-    dtype = accumulated(query.dtype)
+    dtype = layout.accumulated(query)
     left, right = (tensor[images, heads].flatten(0, 1).to(dtype) for tensor in (query, key))
     scores = multiply(left * scale, right.mT, room)
     by_head = scores.view(-1, heads.stop - heads.start, *scores.shape[1:])
@@ -114,7 +115,7 @@ def softmax(
 def multiply(left: Tensor, right: Tensor, room: Tensor | None) -> Tensor:
     """Matrix products in the type that is accumulated, in this room if they fit there."""
     fits = room is not None and room.dtype == left.dtype and room.shape == (*left.shape[:2], right.shape[2])
-    return torch.bmm(left, right, out=room) if fits else (left @ right).to(accumulated(left.dtype))
+    return torch.bmm(left, right, out=room) if fits else (left @ right).to(layout.accumulated(left))
 
 
 def renormalised(shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +129,3 @@ def rows(tensor: Tensor, images: slice, heads: slice) -> Tensor:
     """Some heads of some images, one after the other, in a type whose products are fast."""
     part = tensor[images, heads].flatten(0, 1)
     return part.float() if part.dtype == torch.float16 else part
-
-
-def accumulated(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
