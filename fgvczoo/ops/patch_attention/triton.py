@@ -145,7 +145,7 @@ def choose(kernel: str, dtype: torch.dtype, shape: tuple[int, int, int, int, int
     if kernel.startswith("compete"):
         queries = padded(shape[1])
         if exact:
-            return Blocks(queries, 16, 32, 8, 2)
+            return Blocks(queries, 16, 32, 8, 2, 224 if kernel == "compete" else None)
         half = dtype != torch.float32
         return Blocks(queries, 64 if queries <= 64 else 32, 64, 4 if queries <= (128 if half else 64) else 8, 2)
     deep = max(shape[3:]) > 64
@@ -154,7 +154,7 @@ def choose(kernel: str, dtype: torch.dtype, shape: tuple[int, int, int, int, int
     if dtype == torch.float32 or (deep and kernel == "patch_gradient"):
         return Blocks(32, 64, 64, 8, 2)
     if kernel == "bias_gradient":
-        return Blocks(64, 64, 64, 4, 2)
+        return Blocks(64, 64, 64, 8, 2)
     return Blocks(64, 32 if deep or kernel == "patch_gradient" else 64, 64, 4, 2)
 
 
