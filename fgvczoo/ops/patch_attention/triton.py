@@ -151,11 +151,11 @@ def choose(kernel: str, dtype: torch.dtype, shape: tuple[int, int, int, int, int
     deep = max(shape[3:]) > 64
     if exact:
         return Blocks(16, 16, 32, 8, 1) if deep else Blocks(16, 32, 32, 4, 1, 224)
-    if dtype == torch.float32 or (deep and kernel == "patch_gradient"):
+    if kernel == "patch_gradient" and dtype != torch.float32 and not deep:
+        return Blocks(32, 32, 64, 4, 2)
+    if kernel == "patch_gradient" or dtype == torch.float32:
         return Blocks(32, 64, 64, 8, 2)
-    if kernel == "bias_gradient":
-        return Blocks(64, 64, 64, 8, 2)
-    return Blocks(64, 32 if deep or kernel == "patch_gradient" else 64, 64, 4, 2)
+    return Blocks(64, 32 if deep or kernel == "bias_gradient" else 64, 64, 4, 2)
 
 
 def constants(
