@@ -176,9 +176,12 @@ sys.modules["triton"] = None
 prototypes = torch.rand(2, 3, requires_grad=True)
 fgvczoo.ops.nearest_patch(torch.rand(1, 3, 2, 2), prototypes)[0].sum().backward()
 print(prototypes.grad.shape)
+query, bias = torch.rand(2, 3, 4), torch.rand(3, 3, requires_grad=True)
+fgvczoo.ops.patch_attention(query, query, query, bias).sum().backward()
+print(bias.grad.shape)
 """
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ran.stdout.split("\n")[:2] == ["", "torch.Size([2, 3])"]
+    assert ran.stdout.split("\n")[:3] == ["", "torch.Size([2, 3])", "torch.Size([3, 3])"]
 
 
 # -- on a GPU ---------------------------------------------------------------------------------------------------------
