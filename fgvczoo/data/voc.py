@@ -29,29 +29,32 @@ _TRAIN, _TEST, _TRAIN_AUG = 1_464, 1_449, 10_582  # of the real set
 
 
 class VOC(Reader):
-    """The rows of the segmentation lists: those of training, then the official validation images, which are "test"
-    here, as papers report them.
+    """The rows of the segmentation lists: those of training, then those of validation.
 
     root: the folder that holds `VOCdevkit/VOC2012/`, or that folder itself.
     augmented: train on the 10,582 images for which Hariharan et al. have masks, too: needs `SegmentationClassAug/` and
         its list, `train_aug.txt` or `trainaug.txt`, in `ImageSets/Segmentation/`.
+    test: which official images "test" are: "val", as segmentation is reported; "train", on which seeds are judged,
+        whose classes are known and whose masks did not train.
 
-    Splits: "train", "test", and "seeds", the official training images, on which seeds are judged. A picture has several
-    classes, which are the batch's `labels`; `label` is the first of them.
+    A picture has several classes, which are the batch's `labels`; `label` is the first of them. Raises `FgvczooError`
+    for what is missing, and for another `test`.
     """
 
     name = "voc"
     licence_allows_pictures = False  # photographs from Flickr
     keys = ("labels", "boxes", "mask")
 
-    def __init__(self, root: str | Path | None, *, augmented: bool = False) -> None:
+    def __init__(self, root: str | Path | None, *, augmented: bool = False, test: str = "val") -> None:
+        if test not in ("val", "train"):
+            raise FgvczooError(f"test={test!r}; expected 'val' or 'train'")
         self.folder = _find(root)
-        official, test = self._list("train.txt"), self._list("val.txt")
+        official, validation = self._list("train.txt"), self._list("val.txt")
         lists = [name for name in _AUGMENTED if self._set(name).is_file()] or [_AUGMENTED[0]]
         train = self._list(lists[0]) if augmented else official
-        if len(official) == _TRAIN and len(test) == _TEST and augmented and len(train) != _TRAIN_AUG:
+        if len(official) == _TRAIN and len(validation) == _TEST and augmented and len(train) != _TRAIN_AUG:
             raise FgvczooError(f"{self.folder}: {len(train):,} augmented training images; expected {_TRAIN_AUG:,}")
-        ids = list(dict.fromkeys([*train, *official, *test]))
+        ids = list(dict.fromkeys([*train, *official, *validation]))
         self.class_names = list(CLASSES)
         self._masks = self.folder / ("SegmentationClassAug" if augmented else "SegmentationClass")
         check_listed(self.folder / "JPEGImages", [f"{name}.jpg" for name in ids], self._set("train.txt"))
@@ -59,7 +62,7 @@ class VOC(Reader):
         place = {name: row for row, name in enumerate(ids)}
         self.splits = {
             split: np.array(sorted(place[name] for name in listed), np.int64)
-            for split, listed in (("train", train), ("test", test), ("seeds", official))
+            for split, listed in (("train", train), ("test", validation if test == "val" else official))
         }
         self.multi = np.zeros((len(ids), len(CLASSES)), np.uint8)  # (N, 20), which classes are there
         for row, name in enumerate(ids):
@@ -129,12 +132,12 @@ def _objects(file: Path) -> list[tuple[int, list[float]]]:
 class VOCDataModule(FGVCDataModule):
     """PASCAL VOC 2012. Its pictures are never downloaded here: `root` says where they are.
 
-    root, augmented: see `VOC`. options: see `FGVCDataModule`. Keys: labels (C = 20), boxes, mask (0 background, classes
-    from 1, 255 ignored).
+    root, augmented, test: see `VOC`. options: see `FGVCDataModule`. Keys: labels (C = 20), boxes, mask (0 background,
+    classes from 1, 255 ignored).
     """
 
-    def __init__(self, root: str | None = None, augmented: bool = False, **options: Any) -> None:
-        super().__init__(VOC(root, augmented=augmented), **options)
+    def __init__(self, root: str | None = None, augmented: bool = False, test: str = "val", **options: Any) -> None:
+        super().__init__(VOC(root, augmented=augmented, test=test), **options)
 
 
 def _find(root: str | Path | None) -> Path:

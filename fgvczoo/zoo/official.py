@@ -80,6 +80,8 @@ def import_checkpoint(
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise FgvczooError(f"{name}: {key} is no tensor but {type(value).__name__}; give a state dict")
+    if hasattr(official, "model_of") and (found := official.model_of(state)) != paper:
+        raise FgvczooError(f"{name} is a checkpoint of {found}, not of {paper}; import it under that name")
     known = inspect.signature(official.state_from_official).parameters
     options = {key: config.pop(key) for key in [*config] if key in known}
     try:
@@ -123,7 +125,8 @@ def import_checkpoint(
 def official_module(paper: str) -> ModuleType:
     """`models/PAPER/official.py`: `state_from_official` renames the tensors of a state dict to those of our network,
     `arguments_from_official` infers constructor arguments from them; where there is `options_from_module`, it takes
-    options of both, and further arguments, from what a whole module says beside its tensors.
+    options of both, and further arguments, from what a whole module says beside its tensors; where one folder has
+    several models, `model_of` says which one a state dict is of.
 
     Raises `FgvczooError` for an unknown paper and for one that has no such module.
     """
