@@ -115,7 +115,7 @@ def _output(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scal
     device, wanted = query.device, torch.is_grad_enabled()
     of_bias = bias is not None and bias.requires_grad and wanted
     if not is_plain(device):
-        # On the CPU torch's loses NaN in rows shorter than 16, and with a bias's gradient falls back to plain operations.
+        # On the CPU torch's loses NaN in rows shorter than 16, and for a bias's gradient turns to plain operations.
         if device.type != "cpu" and normalize == "patches" and not of_bias:
             mask = bias if bias is None else bias.to(query.dtype).unsqueeze(0)
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
