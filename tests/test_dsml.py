@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +19,8 @@ from fgvczoo.models.dsml import losses as L
 from fgvczoo.models.dsml.distance import snr_distance, snr_distance_pairs
 from fgvczoo.models.dsml.pml import SNRDistance
 from fgvczoo.nn.embeddings import euclidean_distances, squared_distances
+from tests.conftest import RECIPES
+from tests.data.cifar.make import make_cifar10
 from tests.metrics.processes import in_two_processes
 
 seeds = st.integers(0, 10_000)
@@ -222,3 +226,28 @@ def test_two_processes_have_the_gradients_of_one(structure: str, tmp_path: Path)
     one = gradient(embeddings, labels)
     halves = in_two_processes(lambda rank: gradient(embeddings.chunk(2)[rank], labels.chunk(2)[rank]), tmp_path)
     torch.testing.assert_close(torch.cat(halves) / 2, one)  # DDP averages
+
+
+def test_hashing_searches_the_gallery_of_its_protocol(tmp_path: Path, fgvczoo_in: Any) -> None:
+    make_cifar10(tmp_path / "cifar", per_batch=102)
+    recipe = yaml.safe_load((RECIPES / "dsml-tiny.yaml").read_text())
+    recipe["card"] |= {"dataset": "cifar10", "num_classes": 3}
+    recipe["model"]["init_args"] |= {"structure": "hashing", "eval_distance": "hamming", "clustering": False}
+    options = {"protocol": "hashing-1", "augmentation": "flip", "preprocess": {"size": [32, 32]}}
+    recipe["data"] = {
+        "class_path": "fgvczoo.data.cifar.CIFAR10DataModule",
+        "init_args": options | {"batch_size": 8, "eval_batch_size": 100},
+    }
+    recipe["trainer"]["limit_train_batches"] = 2
+    Path("hash.yaml").write_text(yaml.safe_dump(recipe))
+    common = ("--config", "hash.yaml", "--run", "run", "--data.root", tmp_path / "cifar")
+    status, _, err = fgvczoo_in("fit", *common)
+    assert status == 0, err
+    status, _, err = fgvczoo_in("test", *common, "--ckpt_path", "last")
+    assert status == 0, err
+    found = json.loads(Path("runs/run/test.json").read_text())
+    names = ("map", "map_min", "map_tie_averaged", "radius_precision", "empty_balls")
+    assert all(0 <= found[f"test/{name}"] <= 1 for name in names) and found["test/distinct_codes"] >= 1
+    assert 0.2 < found["test/map_tie_averaged"] < 0.6  # noise: the share of a class
+    assert fgvczoo_in("test", *common, "--ckpt_path", "last", "--model.map_at", "5")[0] == 0
+    assert "test/map_at_5" in json.loads(Path("runs/run/test.json").read_text())
