@@ -1,0 +1,1 @@
+"""MetaFormer: where and when as evidence."""
