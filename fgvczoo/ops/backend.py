@@ -48,12 +48,17 @@ class use_backend:
         _chosen = self._previous
 
 
-def is_fused(device: torch.device) -> bool:
-    """Whether an op on tensors of this device runs fused now. Raises `FgvczooError` where the choice cannot serve."""
+def is_plain(device: torch.device) -> bool:
+    """Whether plain torch is asked for, on any device. Raises `FgvczooError` where the choice cannot serve this one."""
     if _chosen in DEVICES and device.type != DEVICES[_chosen]:
         raise FgvczooError(f"ops backend {_chosen!r} was chosen but the tensors are on {device}: use_backend('auto')")
     # Not `torch.compiler.is_exporting()`, which torch 2.11 takes for true whenever it compiles.
-    if _chosen == "reference" or (_chosen == "auto" and torch.compiler._is_exporting_flag):
+    return _chosen == "reference" or (_chosen == "auto" and torch.compiler._is_exporting_flag)
+
+
+def is_fused(device: torch.device) -> bool:
+    """Whether an op on tensors of this device runs fused now. Raises `FgvczooError` where the choice cannot serve."""
+    if is_plain(device):
         return False
     return device.type == "cpu" or (device.type != "meta" and _has_kernels(device, must=_chosen == "triton"))
 

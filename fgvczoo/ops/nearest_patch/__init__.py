@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from fgvczoo.errors import FgvczooError, did_you_mean
+from fgvczoo.ops.autocast import half_type, no_autocast
 from fgvczoo.ops.backend import is_fused
 from fgvczoo.ops.nearest_patch import cpu, layout, reference
 from fgvczoo.ops.nearest_patch.reference import EPS, activate
@@ -83,8 +83,8 @@ def nearest_patch(
     fused = is_fused(device) and prototypes.ndim == 4
     if device.type != "cpu" and torch.float64 in (patches.dtype, prototypes.dtype):
         fused = False
-    half = torch.get_autocast_dtype(device.type) if _has_autocast(device) else None
-    with _no_autocast(device):
+    half = half_type(device)
+    with no_autocast(device):
         if fused:
             value, index, activated = _nearest(patches, prototypes, " ".join(metrics), ranks, activation or "", half)
         else:
@@ -109,7 +109,7 @@ def similarity_map(patches: Tensor, prototypes: Tensor, metric: str = "l2") -> T
     pair: for training and projection use `nearest_patch`.
     """
     prototypes = _checked("similarity_map", patches, prototypes, [metric])
-    with _no_autocast(patches.device):
+    with no_autocast(patches.device):
         rows, vectors = reference.rows_and_vectors(patches, prototypes, metric)
         if metric == "l2":
             # Without the matrix product, whose rounding hides distances near 0.
@@ -160,15 +160,6 @@ def _check_choices(
         )
     if activation is not None and list(metrics) != ["l2"]:
         raise FgvczooError(f"nearest_patch: activation {activation!r} is of l2 distances, metric is {tuple(metrics)}")
-
-
-def _has_autocast(device: torch.device) -> bool:
-    # By name: torch 2.11 cannot trace `torch.amp.is_autocast_available`, and other devices raise when asked.
-    return device.type in ("cpu", "cuda", "mps", "xpu") and torch.is_autocast_enabled(device.type)
-
-
-def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, enabled=False) if _has_autocast(device) else nullcontext()
 
 
 # -- the operator -----------------------------------------------------------------------------------------------------
