@@ -19,6 +19,7 @@ from fgvczoo.errors import FgvczooError
 from fgvczoo.models.metaformer.position import grid_of, relative_index
 from fgvczoo.nn.metadata import MetadataShape
 from fgvczoo.nn.recompute import norm_activation, rebuilding
+from fgvczoo.ops import patch_attention
 
 EXPANSION = 4  # of MBConv, from its input's channels, and of the transformer's MLP
 
@@ -152,7 +153,7 @@ class RelativeAttention(nn.Module):
         """(B, N, D), index (N, N) -> (B, N, D)."""
         batch, tokens, width = x.shape
         query, key, value = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        found = patch_attention(query, key, value, bias=self.bias(index), scale=query.shape[-1] ** -0.5)
+        found = patch_attention(query, key, value, self.bias(index))
         return self.project(found.transpose(1, 2).reshape(batch, tokens, width))
 
 
@@ -195,7 +196,7 @@ class TransformerStage(nn.Module):
     def forward(self, maps: Tensor, metadata: Sequence[Tensor], keep: Sequence[Tensor | None]) -> Tensor:
         """(B, D, 2 h, 2 w) and metadata tokens (B, t, D') each -> (B, N, D'). keep: (B,) of each branch in order."""
         patches = self.embedding(maps)
-        x = torch.cat([self.class_token.expand(len(maps), 1, -1), *metadata, patches], dim=1)
+        x = torch.cat([self.class_token.expand(maps.shape[0], 1, -1), *metadata, patches], dim=1)
         for number, block in enumerate(self.blocks):
             x = block(x, self.index, keep[2 * number : 2 * number + 2])
         return x
@@ -301,7 +302,7 @@ class MetaFG(nn.Module):
         self.stage_4 = TransformerStage(d3, d4, depths[1], heads, grid_of(image_size, 4), tokens)
         self.aggregation = LastClassToken(d4) if only_last_cls else Aggregation((d3, d4))
         self.classifier = nn.Linear(d4, num_classes)
-        self._drop_rates = self._branch_rates(drop_path)
+        self._drop_rates = torch.linspace(0, drop_path, len(self._blocks()), device="cpu").tolist()
         self._initialise()
 
     def forward(
@@ -314,7 +315,8 @@ class MetaFG(nn.Module):
         self, images: Tensor, metadata: Sequence[Tensor] | None = None, draws: Tensor | None = None
     ) -> Output:
         """images: (B, 3, H, W). metadata: (B, k) or (B, t, k) of each group; None: zeros, which is what missing
-        metadata is. draws: (`branches`, B) uniform in [0, 1), which drop path rests on in train mode; None: drawn."""
+        metadata is. draws: (`branches`, B) uniform in [0, 1), on the CPU, which drop path of blocks in train mode rests
+        on; None: drawn."""
         keep = self._keep(draws, images)
         first, second = self.convolutions(images, keep)
         return self.fuse(first, second, metadata, keep)
@@ -358,12 +360,16 @@ class MetaFG(nn.Module):
     @property
     def branches(self) -> int:
         """How many residual branches drop path may leave out."""
-        return len(self._drop_rates)
+        return sum(_branches(block) for block in self._blocks())
+
+    def _blocks(self) -> list[nn.Module]:
+        """Of stages 1 to 4."""
+        return [*self.stage_1, *self.stage_2, *self.stage_3.blocks, *self.stage_4.blocks]
 
     def _vectors(self, metadata: Sequence[Tensor] | None, like: Tensor) -> list[Tensor]:
         shapes = self.metadata_shapes
         if metadata is None:
-            return [like.new_zeros(len(like), shape.tokens, shape.width) for shape in shapes]
+            return [like.new_zeros(like.shape[0], shape.tokens, shape.width) for shape in shapes]
         if len(metadata) != len(shapes):
             raise FgvczooError(f"{len(metadata)} groups of metadata; the network has {len(shapes)}")
         for group, shape in zip(metadata, shapes):
@@ -375,22 +381,19 @@ class MetaFG(nn.Module):
                 )
         return [group.to(like.dtype) for group in metadata]
 
-    def _branch_rates(self, drop_path: float) -> list[float]:
-        blocks = [*self.stage_1, *self.stage_2, *self.stage_3.blocks, *self.stage_4.blocks]
-        rates = torch.linspace(0, drop_path, len(blocks), device="cpu").tolist()
-        counts = [int(block.residual) if isinstance(block, MBConv) else 2 for block in blocks]
-        return [rate for rate, count in zip(rates, counts) for _ in range(count)]
-
     def _keep(self, draws: Tensor | None, images: Tensor) -> Sequence[Tensor | None] | None:
-        """For every branch (B,): 0 where its draw lies below its rate, else 1 / (1 - rate); None where it always
-        stays."""
-        if not self.training or not any(self._drop_rates):
-            return None
+        """For every branch (B,): 0 where its draw lies below its rate, else 1 / (1 - rate); None where it always stays,
+        as in blocks in eval mode."""
         if draws is None:
+            if not self.training or not any(self._drop_rates):
+                return None
             draws = torch.rand(self.branches, len(images))
-        rates = torch.tensor(self._drop_rates)[:, None]
-        factors = ((draws.cpu() >= rates) / (1 - rates)).to(images.device, images.dtype)
-        return [factor if rate else None for factor, rate in zip(factors, self._drop_rates)]
+        keep: list[Tensor | None] = []
+        for block, rate in zip(self._blocks(), self._drop_rates):
+            for _ in range(_branches(block)):
+                stays = (draws[len(keep)] >= rate) / (1 - rate)
+                keep.append(stays.to(images.device, images.dtype) if rate and block.training else None)
+        return keep
 
     def _initialise(self) -> None:
         """From scratch, as the authors' code does it: linear layers, class tokens and tables truncated normal of 0.02,
@@ -412,10 +415,12 @@ class MetaFG(nn.Module):
                 nn.init.zeros_(module.project.bias)
 
 
+def _branches(block: nn.Module) -> int:
+    """How many of a block's branches drop path may leave out."""
+    return int(block.residual) if isinstance(block, MBConv) else 2
+
+
 def dropped(branch: Tensor, keep: Tensor | None) -> Tensor:
     """A residual branch (B, ...) times its samples' factors (B,); see `MBConv.forward`."""
     return branch if keep is None else branch * keep.view(-1, *[1] * (branch.ndim - 1))
 
-
-def patch_attention(query: Tensor, key: Tensor, value: Tensor, *, bias: Tensor, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
