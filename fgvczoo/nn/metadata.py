@@ -107,6 +107,12 @@ class MetadataEncoder:
     def names(self) -> tuple[str, ...]:
         return tuple(shape.name for shape in self.shapes)
 
+    @property
+    def words(self) -> list[str]:
+        """What `read` takes: the names of the groups, and of the columns of place and date."""
+        columns = [word for name in self.names if name in COLUMNS for word in COLUMNS[name]]
+        return [*self.names, *columns, *(short for short, long in _ALIASES.items() if long in columns)]
+
     def missing(self, count: int) -> dict[str, Tensor]:
         """Raw values of `count` pictures of which nothing is known."""
         return {shape.name: torch.full((count, *self._raw(shape)), torch.nan) for shape in self.shapes}
@@ -152,12 +158,10 @@ class MetadataEncoder:
         vectors of another length, and metadata that the model does not read.
         """
         values = {_ALIASES.get(key, key): value for key, value in given.items()}
-        known = [*self.names]
-        known += [word for name in self.names if name in COLUMNS for word in COLUMNS[name]]
-        for key in values:
-            if key not in known:
+        for key in given:
+            if key not in self.words:
                 raise FgvczooError(
-                    f"{where}: the model reads no {key!r}, only {', '.join(self.names)}{did_you_mean(key, known)}"
+                    f"{where}: the model reads no {key!r}, only {', '.join(self.names)}{did_you_mean(key, self.words)}"
                 )
         raw = {name: tensor[0] for name, tensor in self.missing(1).items()}
         for shape in self.shapes:
@@ -304,6 +308,8 @@ def _date(values: Mapping[str, Any], where: str) -> Tensor:
     else:
         numbers = [_number(value, where, "date") for value in date]
         found = Date(*(numbers + [math.nan] * (3 - len(numbers)))[:3])
+    if math.isnan(found.hour):
+        found = found._replace(hour=_number(values.get("hour"), where, "hour"))
     return torch.tensor(found, dtype=torch.float32)
 
 

@@ -304,6 +304,8 @@ class MetaFG(nn.Module):
         self.classifier = nn.Linear(d4, num_classes)
         self._drop_rates = torch.linspace(0, drop_path, len(self._blocks()), device="cpu").tolist()
         self._initialise()
+        # Convolutions run in this order on CPUs and GPUs alike: no maps are copied from one order to the other.
+        self.to(memory_format=torch.channels_last)
 
     def forward(
         self, images: Tensor, metadata: Sequence[Tensor] | None = None, draws: Tensor | None = None

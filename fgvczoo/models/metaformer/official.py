@@ -10,7 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -68,6 +68,9 @@ _GROUPS: dict[tuple[int, ...], dict[str, Any]] = {
     (768,): {"text": [32, 768]},
 }
 
+# Of the network: a model may have them though the checkpoint does not.
+OPTIONAL_PARTS = ("classifier.", "metadata.")
+
 
 def state_from_official(
     state: Mapping[str, Tensor],
@@ -88,6 +91,8 @@ def state_from_official(
 
     Raises `FgvczooError` for a key that MetaFG does not have.
     """
+    if resizing not in ("official", "exact"):
+        raise FgvczooError(f"resizing={resizing!r}; expected official or exact")
     renamed = {}
     for key, tensor in state.items():
         if _UNUSED.fullmatch(key) or (key.startswith("meta_") and not keep_metadata):
@@ -148,6 +153,23 @@ def arguments_from_official(
     if keep_head and "head.weight" in state:
         arguments["num_classes"] = len(state["head.weight"])
     return arguments
+
+
+def resized(
+    state: Mapping[str, Tensor],
+    *,
+    keep_metadata: bool = True,
+    keep_head: bool = True,
+    image_size: int | list[int] | tuple[int, int] | None = None,
+    checkpoint_size: int | list[int] | tuple[int, int] | None = None,
+    resizing: Resizing = "official",
+) -> list[str]:
+    """Keys of the tables that `state_from_official` resizes with these arguments."""
+    if image_size is None:
+        return []
+    tables = [(key, int(found[1])) for key in state if (found := _TABLE.fullmatch(key))]
+    new = _pair(image_size)
+    return [key for key, stage in tables if _grid(state[key], stage, checkpoint_size) != grid_of(new, stage)]
 
 
 def official_name(key: str) -> str:
