@@ -19,9 +19,21 @@ TRUNK = {"backbone": "test_resnet", "out_index": 1}
 CUT_TRUNK = {"backbone": "resnet18", "backbone_options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}}
 
 
+# Of papers that are not built on a trunk.
+NETWORKS: dict[str, dict[str, object]] = {
+    "metaformer": {
+        "metadata": {"place": "sphere"},
+        "conv_widths": [8, 8, 16],
+        "attention_widths": [16, 24],
+        "attention_depths": [1, 1],
+        "preprocess": {"size": [64, 64]},
+    }
+}
+
+
 def made(paper: str, seed: int, num_classes: int = 3, **arguments: object) -> StagedModule:
     torch.manual_seed(seed)
-    trunk = CUT_TRUNK if paper.startswith("bas") else TRUNK
+    trunk = NETWORKS.get(paper, CUT_TRUNK if paper.startswith("bas") else TRUNK)
     return fgvczoo.create(paper, **{"num_classes": num_classes, **trunk, **arguments})
 
 

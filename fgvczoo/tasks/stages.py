@@ -43,6 +43,10 @@ class Group:
     bias_lr: float | None = None
     decay: str = "all"
 
+    def __post_init__(self) -> None:
+        if self.decay not in ("all", "matrices"):
+            raise FgvczooError(f"decay={self.decay!r} of a parameter group; expected all or matrices")
+
 
 @dataclass
 class Stage:
@@ -209,9 +213,6 @@ def _check_stage(name: str, stage: Stage, groups: Sequence[str]) -> None:
         raise FgvczooError(f"stages.{name}: torch.optim has no optimiser {stage.optimizer!r}")
     if stage.schedule not in _SCHEDULES:
         raise FgvczooError(f"stages.{name}: schedule={stage.schedule!r}; expected {', '.join(_SCHEDULES)}")
-    for key, group in stage.groups.items():
-        if group.decay not in ("all", "matrices"):
-            raise FgvczooError(f"stages.{name}.{key}: decay={group.decay!r}; expected all or matrices")
 
 
 def build_optimizer(stage: Stage, modules: dict[str, nn.Module]) -> Optimizer:
