@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgvczoo.errors import FgvczooError
-from fgvczoo.ops import ACTIVATIONS, METRICS, nearest_patch, similarity_map, use_backend
+from fgvczoo.ops import ACTIVATIONS, METRICS, nearest_patch, similarity_map, tiles, use_backend
 from fgvczoo.ops.backend import is_fused
 from fgvczoo.ops.nearest_patch import cpu
 
@@ -49,7 +49,7 @@ def with_gradients(patches: Tensor, prototypes: Tensor, metric: str) -> list[Ten
 def both(patches: Tensor, prototypes: Tensor, metric: str, tile: int) -> tuple[list[Tensor], list[Tensor]]:
     """Value, index, gradients: fused with this tile size, and by the reference."""
     with pytest.MonkeyPatch.context() as patch, use_backend("cpu"):
-        patch.setattr(cpu, "TILE", tile)
+        patch.setattr(tiles, "TILE", tile)
         patch.setattr(cpu, "ROWS", min(tile, cpu.ROWS))
         fused = with_gradients(patches, prototypes, metric)
     with use_backend("reference"):
@@ -360,12 +360,12 @@ def test_memory_does_not_grow_with_the_map(metric: str) -> None:
     with Largest() as largest:
         value, index, activated = cpu.forward(patches, prototypes, [metric], 1, "")
         cpu.backward(torch.ones_like(value), activated, patches, prototypes, value, index, [metric], "")
-    assert largest.numel <= cpu.tile() < 40 * 1000 * 196 // 10
+    assert largest.numel <= tiles.tile() < 40 * 1000 * 196 // 10
 
 
 def test_blocks_cover_everything_once() -> None:
     for length, size in ((1, 1), (7, 3), (65, 64), (2000, 600), (5, 0), (0, 4)):
-        parts = list(cpu.blocks(length, size))
+        parts = list(tiles.blocks(length, size))
         assert [i for part in parts for i in range(part.start, part.stop)] == list(range(length))
         assert all(part.stop - part.start <= max(1, size) for part in parts)
 

@@ -21,9 +21,8 @@ from fgvczoo.ops.nearest_patch.reference import (
     not_finite,
     rows_and_vectors,
 )
+from fgvczoo.ops.tiles import blocks, tile
 
-# Entries of a tile per thread: 1 MiB of float32, as large as or half of common second-level caches.
-TILE = 2**18
 # Most rows of a tile, if an image has fewer: with as many, and the rest of the tile for columns, products run best.
 ROWS = 1024
 # A product of rows in multiples of this, as a convolution of so many images, is left to oneDNN by torch.
@@ -215,14 +214,3 @@ def winners(rows: Tensor, vectors: Tensor, index: Tensor) -> Iterator[tuple[slic
             place = (index[b, p] + count * torch.arange(b.start, b.stop)[:, None]).flatten()
             chosen = torch.index_select(flat, 0, place, out=room[: len(place)])
             yield b, p, place, chosen.view(b.stop - b.start, p.stop - p.start, depth)
-
-
-def blocks(length: int, size: int) -> Iterator[slice]:
-    """0..length in slices of about equal size, `size` at most, one at least."""
-    count = -(-length // max(1, size))
-    for k in range(count):
-        yield slice(k * length // count, (k + 1) * length // count)
-
-
-def tile() -> int:
-    return TILE * torch.get_num_threads()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fgvczoo.errors import FgvczooError, did_you_mean
 from fgvczoo.ops.autocast import half_type, no_autocast
-from fgvczoo.ops.patch_attention import reference
+from fgvczoo.ops.backend import is_fused, is_plain
+from fgvczoo.ops.patch_attention import cpu, layout, reference
 
 __all__ = ["NORMALIZATIONS", "patch_attention"]
 
@@ -88,22 +90,45 @@ def patch_attention(
         >>> output.shape, weights.shape
         (torch.Size([2, 13, 64]), torch.Size([2, 13, 196]))
     """
-    device = query.device
-    if half := half_type(device):
-        query, key, value = (tensor.to(half) for tensor in (query, key, value) if tensor.is_floating_point())
+    if half := half_type(query.device):
+        query, key, value = (tensor.to(half) if _is_cast(tensor) else tensor for tensor in (query, key, value))
     _check(query, key, value, bias, normalize)
-    heads = query.ndim == 4
-    if not heads:
+    one_head = query.ndim == 3
+    if one_head:
         query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))
-    images = max(len(query), len(key), len(value)) if min(len(query), len(key), len(value)) else 0
+    lengths = {len(tensor) for tensor in (query, key, value)}
+    images = 0 if 0 in lengths else max(lengths)
     query, key, value = (tensor.expand(images, -1, -1, -1) for tensor in (query, key, value))
-    factor = query.shape[3] ** -0.5 if scale is None else scale
-    with no_autocast(device):
-        output, weights = reference.attend(query, key, value, bias, factor, normalize)
-        output = output.to(query.dtype)
-    if not heads:
-        output, weights = output.squeeze(1), weights.squeeze(1)
-    return (output, weights) if return_weights else output
+    if bias is not None:
+        bias = bias.expand(query.shape[1], query.shape[2], key.shape[2])
+    factor = query.shape[3] ** -0.5 if scale is None else float(scale)
+    with no_autocast(query.device):
+        if return_weights:
+            output, weights = reference.attend(query, key, value, bias, factor, normalize)
+            output = output.to(query.dtype)
+            return (output.squeeze(1), weights.squeeze(1)) if one_head else (output, weights)
+        output = _output(query, key, value, bias, factor, normalize)
+    return output.squeeze(1) if one_head else output
+
+
+def _output(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, normalize: str) -> Tensor:
+    """By the way that serves the case best; arguments as of the operator below."""
+    device, wanted = query.device, torch.is_grad_enabled()
+    of_bias = bias is not None and bias.requires_grad and wanted
+    if not is_plain(device):
+        # On the CPU it is no faster than the tiles, takes more with a bias, and loses NaN in rows shorter than 16.
+        if device.type != "cpu" and normalize == "patches" and not of_bias:
+            mask = bias if bias is None else bias.to(query.dtype).unsqueeze(0)
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        if layout.is_served(query, value, normalize) and is_fused(device):
+            train = wanted and (of_bias or any(tensor.requires_grad for tensor in (query, key, value)))
+            return _attend(query, key, value, bias, scale, normalize, train)[0]
+    return reference.attend(query, key, value, bias, scale, normalize)[0].to(query.dtype)
+
+
+def _is_cast(tensor: Tensor) -> bool:
+    """Whether autocast would."""
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, normalize: str) -> None:
@@ -134,3 +159,100 @@ def _check(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, norma
             raise FgvczooError(f"{given}: bias {tuple(bias.shape)} does not broadcast to (h, Nq, Nk) = {full}")
         if not bias.is_floating_point():
             raise FgvczooError(f"{given}: expected a floating-point bias, got {bias.dtype}")
+
+
+# -- the operator -----------------------------------------------------------------------------------------------------
+#
+# query (B, h, Nq, d), key (B, h, Nk, d), value (B, h, Nk, e), bias (h, Nq, Nk). Results as `layout.results` says, the
+# last two for the gradient, if `train`.
+
+
+@torch.library.custom_op("fgvczoo::patch_attention", mutates_args=(), device_types="cpu")
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, normalize: str, train: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return cpu.forward(query, key, value, bias, scale, normalize, train)
+
+
+@torch.library.custom_op("fgvczoo::patch_attention_backward", mutates_args=(), device_types="cpu")
+def _attend_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    shares: Tensor,
+    totals: Tensor,
+    scale: float,
+    normalize: str,
+    of_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return cpu.backward(grad, query, key, value, bias, shares, scale, normalize, of_bias)
+
+
+@_attend.register_kernel("cuda")
+def _(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, normalize: str, train: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from fgvczoo.ops.patch_attention import triton  # not before it is needed: not every machine has Triton
+
+    return triton.forward(query, key, value, bias, scale, normalize, train)
+
+
+@_attend_backward.register_kernel("cuda")
+def _(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    shares: Tensor,
+    totals: Tensor,
+    scale: float,
+    normalize: str,
+    of_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from fgvczoo.ops.patch_attention import triton
+
+    return triton.backward(grad, query, key, value, bias, output, shares, totals, scale, normalize, of_bias)
+
+
+@_attend.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, normalize: str, train: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return layout.results(query, key, value, normalize, train)
+
+
+@_attend_backward.register_fake
+def _(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    shares: Tensor,
+    totals: Tensor,
+    scale: float,
+    normalize: str,
+    of_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return layout.gradients(query, key, value, bias, of_bias)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    query, key, value, bias, ctx.scale, ctx.normalize, _ = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(query, key, value, bias, *output)
+
+
+def _gradients(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    of_bias = ctx.needs_input_grad[3]
+    found = _attend_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.normalize, of_bias)
+    return *found[:3], found[3] if of_bias else None, None, None, None
+
+
+_attend.register_autograd(_gradients, setup_context=_save)
