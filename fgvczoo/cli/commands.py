@@ -129,9 +129,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = actions.add_parser("check", help="verify the files of a data set; exit status 1 when something is wrong")
     add.add_argument("name")
     add.add_argument("root", type=Path)
+    add.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="of the reader, as in version=2018")
     add = actions.add_parser("show", help="a contact sheet of a split, with boxes and parts")
     add.add_argument("name")
     add.add_argument("root", nargs="?", type=Path)
+    add.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="of the data module, as in version=2018")
     add.add_argument("--split", default="test")
     add.add_argument("-n", "--number", type=int, default=20)
     add.add_argument("-o", "--output", type=Path, default=Path("sheet.png"))
@@ -514,20 +516,32 @@ def _data_make(options: argparse.Namespace) -> int:
 
 
 def _data_check(options: argparse.Namespace) -> int:
-    from fgvczoo.data.check import check_cars, check_cub, check_folder, check_imagenet, check_sop, check_voc
+    from fgvczoo.data.check import check_folder, check_official
+    from fgvczoo.zoo.registry import dataset_class
 
-    checks = {
-        "cars": check_cars, "cub": check_cub, "synthbirds": check_cub, "sop": check_sop, "folder": check_folder,
-        "imagenet": check_imagenet, "voc": check_voc,
-    }  # fmt: skip
-    if options.name not in checks:
-        raise FgvczooError(
-            f"data check: {options.name!r} has no check; known are {', '.join(checks)}"
-            f"{did_you_mean(options.name, checks)}"
-        )
-    report = checks[options.name](options.root)
+    chosen = _data_options(options.options)
+    reader = dataset_class("cub" if options.name == "synthbirds" else options.name).reader_class
+    if options.name == "folder":
+        report = check_folder(options.root, **chosen)
+    elif reader is None:
+        raise FgvczooError(f"data check: {options.name!r} has no check: it has no official layout")
+    else:
+        report = check_official(reader, options.root, **chosen)
     print("\n".join(printable(line) for line in report.lines()))
     return 0 if report.ok else 1
+
+
+def _data_options(given: list[str]) -> dict[str, Any]:
+    """OPTION=VALUE -> values, as a recipe has them."""
+    import yaml
+
+    chosen = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise FgvczooError(f"{text!r}: expected OPTION=VALUE, as in version=2018")
+        chosen[name] = yaml.safe_load(value)
+    return chosen
 
 
 def _data_show(options: argparse.Namespace) -> int:
@@ -538,7 +552,7 @@ def _data_show(options: argparse.Namespace) -> int:
     cls = dataset_class(options.name)
     if options.root is not None and options.name == "synthbirds":
         cls = dataset_class("cub")  # shows what is there, of any size; draws nothing
-    place = {"root": str(options.root) if options.root else None}
+    place = {"root": str(options.root) if options.root else None, **_data_options(options.options)}
     there = cls(**place).reader.keys
     module = cls(**place, keys=[key for key in ("bbox", "boxes", "parts") if key in there])
     sheet = contact_sheet(module, options.split, options.number)

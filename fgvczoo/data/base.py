@@ -80,7 +80,10 @@ class Reader(ABC):
 
     def find(self, image_id: str) -> int | None:
         """The row of an image by the set's own id, as text; None where there is none."""
-        places = np.flatnonzero(self.image_ids.astype(TEXT, copy=False) == image_id)
+        if self.image_ids.dtype.kind == "i" and not re.fullmatch(r"-?\d{1,18}", image_id):
+            return None
+        ids = self.image_ids if self.image_ids.dtype.kind == "i" else self.image_ids.astype(TEXT, copy=False)
+        places = np.flatnonzero(ids == (int(image_id) if ids.dtype.kind == "i" else image_id))
         return int(places[0]) if len(places) else None
 
     @abstractmethod
@@ -159,11 +162,14 @@ class FGVCDataModule(lightning.LightningDataModule):
         keys: annotations wanted in the batches, beside `image`, `index` and `label`.
 
     Attributes:
+        reader_class: the reader of its official layout, where it has one; what `fgvczoo data check` opens.
         num_classes, class_names: of the labels that are trained on.
         splits: name -> rows. "train", "train_plain" and "projection" hold the same rows; "val" is there on request.
         preprocess: the `Preprocess` value that made the images.
         skipped: path -> reason, of unreadable pictures met so far.
     """
+
+    reader_class: type[Reader] | None = None
 
     def __init__(
         self,

@@ -6,16 +6,26 @@ Boxes are x0, y0, x1, y1: the corners as the annotations have them.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fgvczoo.data.base import TEXT, FGVCDataModule, Reader, check_class_names
+from fgvczoo.data.base import TEXT, FGVCDataModule, check_class_names
 from fgvczoo.data.mat import read_mat
-from fgvczoo.data.official import Protocol, by_protocol, check_listed, read_text
+from fgvczoo.data.official import (
+    Archive,
+    Official,
+    Protocol,
+    by_protocol,
+    check_boxes,
+    check_listed,
+    check_unique,
+    find_folder,
+    read_text,
+)
 from fgvczoo.errors import FgvczooError
 
 FOLDER = "stanford_cars"
@@ -24,13 +34,12 @@ _GET = (
     f"expected cars_train/, cars_test/, devkit/ and {_LABELS}; or car_ims/ and cars_annos.mat; or car_data/, "
     "names.csv, anno_train.csv and anno_test.csv; the authors' site is gone, docs/data/cars.md says more"
 )
-_ARCHIVES = ("cars_train.tgz", "cars_test.tgz", "car_devkit.tgz", "car_ims.tgz")
 _CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 _CLASSES, _FIRST_CLASS = 196, "AM General Hummer SUV 2000"
 _TRAIN, _TEST = 8_144, 8_041  # of the real set
 
 
-class Cars(Reader):
+class Cars(Official):
     """The rows of Stanford Cars in the order of its annotations; where these are two lists, those of training first.
 
     root: the folder that holds one of these layouts, or holds it as `stanford_cars/`:
@@ -49,7 +58,13 @@ class Cars(Reader):
     """
 
     name = "cars"
-    licence_allows_pictures = False  # photographs of others, for research
+    archives = (
+        Archive("cars_train.tgz", "065e5b463ae28d29e77c1b4b166cfe61"),
+        Archive("cars_test.tgz", "4ce7ebf6a94d07f1952d94dd34c4d501"),
+        Archive("car_devkit.tgz", "c3b158d763b6e2245038c8ad08e45376"),
+        Archive("cars_test_annos_withlabels.mat", "b0a2b23655a3edd16d84508592a98d10"),
+        Archive("car_ims.tgz"),
+    )
     keys = ("bbox",)
 
     def __init__(self, root: str | Path | None, *, cropped: bool = False, protocol: Protocol = "standard") -> None:
@@ -77,14 +92,8 @@ class Cars(Reader):
     def picture(self, index: int) -> Path:
         return self.folder / self._files[index]
 
-    def require(self, keys: Sequence[str]) -> None:
-        """Everything was read already."""
-
-    def annotations(self, index: int, keys: Sequence[str]) -> dict[str, Any]:
-        return {"bbox": self._boxes[index]} if "bbox" in keys else {}
-
-    def box(self, index: int) -> np.ndarray:
-        return self._boxes[index]
+    def _read_bbox(self) -> np.ndarray:
+        return self._boxes
 
 
 class CarsDataModule(FGVCDataModule):
@@ -92,6 +101,8 @@ class CarsDataModule(FGVCDataModule):
 
     root, cropped, protocol: see `Cars`. options: see `FGVCDataModule`. Keys: bbox.
     """
+
+    reader_class = Cars
 
     def __init__(
         self, root: str | None = None, cropped: bool = False, protocol: Protocol = "standard", **options: Any
@@ -112,42 +123,25 @@ class _List:
 
     def check(self, folder: Path, classes: int) -> None:
         """`FgvczooError` where the list does not fit itself, its classes or its files."""
-        if not self.image_ids:
-            raise FgvczooError(f"{self.source}: lists no image")
-        if len(set(self.image_ids)) < len(self.image_ids):
-            twice = next(name for name in self.image_ids if self.image_ids.count(name) > 1)
-            raise FgvczooError(f"{self.source}: lists {twice!r} twice")
+        check_unique(self.image_ids, self.source)
         wrong = np.flatnonzero(~((self.numbers >= 1) & (self.numbers <= classes) & (self.numbers % 1 == 0)))
         if len(wrong):
             image_id, number = self.image_ids[wrong[0]], self.numbers[wrong[0]]
             raise FgvczooError(f"{self.source}: {image_id!r} has class {number:g}; expected 1..{classes}")
-        x0, y0, x1, y1 = self.boxes.T
-        wrong = np.flatnonzero(~((x1 > x0) & (y1 > y0) & np.isfinite(self.boxes).all(axis=1)))
-        if len(wrong):
-            raise FgvczooError(f"{self.source}: the box of {self.image_ids[wrong[0]]!r} has no area")
+        check_boxes(self.source, self.image_ids, self.boxes)
         check_listed(folder, self.files, self.source)
 
 
 def _find(root: str | Path | None) -> tuple[Path, Path, Callable[[Path, Path], tuple[list[_List], list[str]]]]:
     """The folder of the layout, its annotations, and what reads them."""
-    if root is None:
-        raise FgvczooError(f"root is not given; {_GET}")
-    root = Path(root)
-    for folder in (root, root / FOLDER):
-        for file, read in (
-            ("devkit/cars_train_annos.mat", _two_folders),
-            ("car_devkit/devkit/cars_train_annos.mat", _two_folders),
-            ("cars_annos.mat", _one_folder),
-            ("anno_train.csv", _class_folders),
-        ):
-            if (folder / file).is_file():
-                return folder, folder / file, read
-    if not root.is_dir():
-        raise FgvczooError(f"{root}: no such folder; {_GET}")
-    for archive in _ARCHIVES:
-        if (root / archive).is_file():
-            raise FgvczooError(f"{root / archive} is not unpacked; run: tar -xzf {archive} in {root}")
-    raise FgvczooError(f"{root}: no annotations of Stanford Cars in it; {_GET}")
+    layouts = (
+        ("devkit/cars_train_annos.mat", _two_folders),
+        ("car_devkit/devkit/cars_train_annos.mat", _two_folders),
+        ("cars_annos.mat", _one_folder),
+        ("anno_train.csv", _class_folders),
+    )
+    folder = find_folder(root, (".", FOLDER), [file for file, _ in layouts], archives=Cars.archives, get=_GET)
+    return next((folder, folder / file, read) for file, read in layouts if (folder / file).is_file())
 
 
 def _two_folders(folder: Path, train: Path) -> tuple[list[_List], list[str]]:

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from dataclasses import dataclass, field
 from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fgvczoo.data.base import FGVCDataModule, Reader
-from fgvczoo.data.cars import Cars
-from fgvczoo.data.cub import CUB
 from fgvczoo.data.folder import Folder
-from fgvczoo.data.imagenet import ImageNet
-from fgvczoo.data.sop import SOP
-from fgvczoo.data.voc import VOC
-from fgvczoo.errors import FgvczooError
+from fgvczoo.data.official import Official
+from fgvczoo.errors import FgvczooError, did_you_mean
 from fgvczoo.progress import progress as bar
 
 _SHOWN = 20  # problems of one kind, and classes, that are named
-_CARS_ARCHIVES = {
-    "cars_train.tgz": "065e5b463ae28d29e77c1b4b166cfe61",
-    "cars_test.tgz": "4ce7ebf6a94d07f1952d94dd34c4d501",
-    "car_devkit.tgz": "c3b158d763b6e2245038c8ad08e45376",
-    "cars_test_annos_withlabels.mat": "b0a2b23655a3edd16d84508592a98d10",
-}
-_SOP_ARCHIVES = {"Stanford_Online_Products.zip": "7f73d41a2f44250d4779881525aea32e"}
-_IMAGENET_ARCHIVES = {
-    "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
-    "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
-}
-_VOC_ARCHIVES = {"VOCtrainval_11-May-2012.tar": "6cd6e144f989b92b3379bac3b3de84fd"}
-_Official = TypeVar("_Official", CUB, Cars, SOP, ImageNet, VOC)
+_WITH_PICTURES = ("mask", "bbox", "boxes", "satellite", "edited")
 _FEW = 5  # training images without which a class is worth a note
 
 
@@ -60,118 +44,65 @@ class Report:
         return [*(f"{kind:5}  {text}" for kind, text in self.found), verdict]
 
 
-def check_cub(root: str | Path, *, progress: bool = True) -> Report:
-    """Reads every file and every picture of a copy of CUB-200-2011, or of a set in its layout. Changes nothing.
+def check_official(reader_class: Any, root: str | Path, *, progress: bool = True, **options: Any) -> Report:
+    """Reads every file and every picture of a copy in its official layout. Changes nothing.
 
-    No archive's checksum is published in a confirmed form, so what was unpacked is checked and not the archive.
+    Archives that still lie there are compared with the MD5 sums that are known of them; another one is wrong only where
+    the sum is confirmed.
 
-    progress: show a bar on stderr.
+    reader_class: a subclass of `Official`. options: of the reader. progress: show a bar on stderr.
     """
+    known = [name for name in inspect.signature(reader_class).parameters if name != "root"]
+    for name in options:
+        if name not in known:
+            expected = f"only {', '.join(known)}" if known else "none"
+            raise FgvczooError(f"{reader_class.name} has no option {name!r}, {expected}{did_you_mean(name, known)}")
     report = Report()
-    reader = _open(report, CUB, root)
-    if reader is None:
-        return report
-    for key in ("bbox", "parts", "attributes", "class_attributes"):
-        try:
-            if key == "class_attributes":
-                _ = reader.class_attributes
-            else:
-                reader.require([key])
-            report.add("ok", f"{key}: read")
-        except FgvczooError as error:
-            report.add("wrong", str(error))
     try:
-        reader.require(["mask"])
-    except FgvczooError as error:
-        report.add("note", str(error))
-        _check_pictures(reader, report, [], progress=progress)
-    else:
-        _check_pictures(reader, report, ["mask"], progress=progress)
-    return report
-
-
-def check_cars(root: str | Path, *, progress: bool = True) -> Report:
-    """Reads the annotations and every picture of a copy of Stanford Cars in any of its layouts. Changes nothing.
-
-    progress: show a bar on stderr.
-    """
-    report = Report()
-    reader = _open(report, Cars, root)
-    if reader is not None:
-        _check_archives(reader.folder, report, _CARS_ARCHIVES)
-        _check_pictures(reader, report, ["bbox"], progress=progress)
-    return report
-
-
-def check_sop(root: str | Path, *, progress: bool = True) -> Report:
-    """Reads the lists and every picture of a copy of Stanford Online Products. Changes nothing.
-
-    progress: show a bar on stderr.
-    """
-    report = Report()
-    reader = _open(report, SOP, root)
-    if reader is not None:
-        _check_archives(reader.folder.parent, report, _SOP_ARCHIVES)
-        _check_pictures(reader, report, [], progress=progress)
-    return report
-
-
-def check_imagenet(root: str | Path, *, progress: bool = True) -> Report:
-    """Reads every picture of a copy of ImageNet-1k, and the boxes of its validation images. Changes nothing.
-
-    progress: show a bar on stderr.
-    """
-    report = Report()
-    reader = _open(report, ImageNet, root)
-    if reader is not None:
-        try:
-            reader.require(["boxes"])
-            report.add("ok", "boxes: there")
-        except FgvczooError as error:
-            report.add("note", str(error))
-        _check_archives(reader.root, report, _IMAGENET_ARCHIVES)
-        _check_pictures(reader, report, [], progress=progress)
-    return report
-
-
-def check_voc(root: str | Path, *, progress: bool = True) -> Report:
-    """Reads lists, annotations, every picture and every mask of a copy of VOC 2012. Changes nothing.
-
-    progress: show a bar on stderr.
-    """
-    report = Report()
-    reader = _open(report, VOC, root)
-    if reader is not None:
-        _check_archives(reader.folder.parent.parent, report, _VOC_ARCHIVES)
-        _check_pictures(reader, report, ["mask"], progress=progress)
-    return report
-
-
-def _check_archives(folder: Path, report: Report, archives: dict[str, str]) -> None:
-    """Compares the archives that still lie there with MD5 sums, which are hearsay: another one is only a note."""
-    for name, expected in archives.items():
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                found = file_digest(file, "md5").hexdigest()
-            if found == expected:
-                report.add("ok", f"{folder / name}: MD5 {found}")
-            else:
-                report.add("note", f"{folder / name}: MD5 {found}, elsewhere {expected} is named; what it holds counts")
-
-
-def _open(report: Report, official: Callable[[str | Path], _Official], root: str | Path) -> _Official | None:
-    """The reader of an official layout, with its counts reported; None where it cannot be read."""
-    try:
-        reader = official(root)
+        reader = reader_class(root, **options)
     except FgvczooError as error:
         report.add("wrong", str(error))
-        return None
+        return report
+    _count(reader, report)
+    read = []
+    for key in (*reader.keys, *reader.also):
+        try:
+            if key in reader.keys:
+                reader.require([key])
+                read.append(key)
+            else:
+                getattr(reader, key)
+            report.add("ok", f"{key}: read")
+        except FgvczooError as error:
+            report.add("note" if key in reader.optional else "wrong", str(error))
+    _check_archives(reader, Path(root), report)
+    _check_pictures(reader, report, [key for key in read if key in _WITH_PICTURES], progress=progress)
+    return report
+
+
+def _check_archives(reader: Official, root: Path, report: Report) -> None:
+    folders = dict.fromkeys((root, reader.folder, reader.folder.parent))
+    for archive in reader.archives:
+        for file in (folder / archive.name for folder in folders):
+            if archive.md5 is None or not file.is_file():
+                continue
+            with file.open("rb") as handle:
+                found = file_digest(handle, "md5").hexdigest()
+            if found == archive.md5:
+                report.add("ok", f"{file}: MD5 {found}")
+            elif archive.confirmed:
+                report.add("wrong", f"{file}: MD5 {found}; expected {archive.md5}; get it again")
+            else:
+                text = f"{file}: MD5 {found}, elsewhere {archive.md5} is named; what it holds counts"
+                report.add("note", text)
+
+
+def _count(reader: Official, report: Report) -> None:
     counts = ", ".join(f"{len(rows):,} {name}" for name, rows in reader.splits.items())
     report.add("ok", f"{reader.folder}: {len(reader):,} images of {len(reader.all_class_names)} classes ({counts})")
     train = np.bincount(reader.labels[reader.splits["train"]], minlength=len(reader.class_names))
     if empty := [reader.class_names[label] for label in np.flatnonzero(train == 0)]:
         report.add("note", f"{len(empty)} classes without a training image, such as {', '.join(empty[:5])}")
-    return reader
 
 
 def check_folder(root: str | Path, table: str | Path | None = None, *, progress: bool = True) -> Report:

@@ -15,10 +15,23 @@ from typing import Any, Literal
 import numpy as np
 
 from fgvczoo.data.base import FGVCDataModule, Reader
-from fgvczoo.data.official import Protocol, by_protocol, check_listed, read_text
+from fgvczoo.data.official import (
+    Archive,
+    Masks,
+    Official,
+    Protocol,
+    Together,
+    by_protocol,
+    check_boxes,
+    check_listed,
+    find_folder,
+    from_size,
+    known,
+    mirrored,
+    read_text,
+)
 from fgvczoo.data.views import CornerViews
 from fgvczoo.errors import FgvczooError
-from fgvczoo.preprocess import read_image
 
 FOLDER = "CUB_200_2011"
 _RECORD = "https://data.caltech.edu/records/65de6-vp158"
@@ -29,7 +42,7 @@ _IMAGES, _TRAIN, _TEST = 11_788, 5_994, 5_794  # of the real set
 MASK_OBJECT = 128  # a segmentation is grey votes of annotators: from here on a pixel is bird
 
 
-class CUB(Reader):
+class CUB(Official):
     """The rows of CUB-200-2011, in the order of the image ids.
 
     root: the folder that holds `CUB_200_2011/`, or that folder itself; `attributes.txt` and `segmentations/` may lie in
@@ -47,7 +60,11 @@ class CUB(Reader):
     """
 
     name = "cub"
-    licence_allows_pictures = False  # photographs of others, for non-commercial research
+    archives = (
+        Archive("CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78"),
+        Archive("CUB_200_2011.tar.gz", "97eceeb196236b17998738112f37df78"),
+    )
+    optional, also = ("mask",), ("class_attributes",)
 
     def __init__(
         self,
@@ -56,7 +73,7 @@ class CUB(Reader):
         cropped: bool = False,
         protocol: Protocol = "standard",
     ) -> None:
-        self.folder = _find(root)
+        self.folder = find_folder(root, (FOLDER, "."), ("images.txt",), archives=self.archives, get=_GET)
         self.cropped = cropped
         self._read_images()
         self._read_classes()
@@ -67,39 +84,6 @@ class CUB(Reader):
 
     def picture(self, index: int) -> Path:
         return self.folder / "images" / self._files[index]
-
-    def require(self, keys: Sequence[str]) -> None:
-        tables = {
-            "bbox": ("_boxes",),
-            "parts": ("_parts", "part_names"),
-            "attributes": ("_attributes", "attribute_names"),
-            "metadata": ("_metadata",),
-            "mask": ("_segmentations",),
-        }
-        for key in keys:
-            for table in tables.get(key, ()):
-                getattr(self, table)
-
-    def annotations(self, index: int, keys: Sequence[str]) -> dict[str, Any]:
-        notes: dict[str, Any] = {}
-        if "bbox" in keys:
-            notes["bbox"] = self._boxes[index].astype(np.float64)
-        if "parts" in keys:
-            notes["parts"] = self._parts[index].astype(np.float64)
-        if "attributes" in keys:
-            present, certainty = self._attributes
-            notes["attributes"] = present[index].astype(np.float32)
-            notes["attribute_certainty"] = certainty[index]
-        if "mask" in keys:
-            notes["mask"] = self._mask(index)
-        if "metadata" in keys:
-            values, valid = self._metadata
-            notes["metadata"] = {name: table[index] for name, table in values.items()}
-            notes["metadata_valid"] = {name: table[index] for name, table in valid.items()}
-        return notes
-
-    def box(self, index: int) -> np.ndarray:
-        return self._boxes[index]
 
     @cached_property
     def part_names(self) -> list[str]:
@@ -126,14 +110,7 @@ class CUB(Reader):
     @property
     def flip_pairs(self) -> tuple[tuple[int, int], ...]:
         """Left and right eye, leg and wing, found by their names."""
-        if not (self.folder / "parts" / "parts.txt").is_file():
-            return ()
-        mirrored = [name.replace("left", "right") for name in self.part_names]
-        return tuple(
-            (place, self.part_names.index(other))
-            for place, (name, other) in enumerate(zip(self.part_names, mirrored))
-            if other != name and other in self.part_names
-        )
+        return mirrored(self.part_names) if (self.folder / "parts" / "parts.txt").is_file() else ()
 
     def _read_images(self) -> None:
         file = self._file("images.txt")
@@ -180,45 +157,40 @@ class CUB(Reader):
         if not len(self.splits["train"]):
             raise FgvczooError(f"{file}: no training image")
 
-    @cached_property
-    def _boxes(self) -> np.ndarray:
+    def _read_bbox(self) -> np.ndarray:
         """(N, 4) float64."""
         file = self._file("bounding_boxes.txt")
-        x, y, width, height = self._by_image(file, _table(file, range(5), np.float64)).T
-        wrong = np.flatnonzero(~((width > 0) & (height > 0) & np.isfinite(x + y)))
-        if len(wrong):
-            raise FgvczooError(f"{file}: the box of image {self.image_ids[wrong[0]]} has no area")
-        return np.stack([x, y, x + width, y + height], axis=1)
+        boxes = from_size(self._by_image(file, _table(file, range(5), np.float64)))
+        return check_boxes(file, self.image_ids, boxes)
 
-    @cached_property
-    def _parts(self) -> np.ndarray:
+    def _read_parts(self) -> np.ndarray:
         """(N, K, 3) float32."""
         file = self._file("parts/part_locs.txt")
         return self._by_image_and_item(file, len(self.part_names), np.float32, range(5), "part")
 
-    @cached_property
-    def _attributes(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N, A) uint8 each: present, certainty."""
+    def _read_attributes(self) -> Together:
+        """(N, A) each: present float32, certainty uint8."""
         file = self._file("attributes/image_attribute_labels.txt")
         # Some lines have a sixth field: the first four are taken by position.
         table = self._by_image_and_item(file, len(self.attribute_names), np.int32, range(4), "attribute")
         for name, column, most in (("is_present", table[..., 0], 1), ("certainty", table[..., 1], 4)):
             if column.min() < 0 or column.max() > most:
                 raise FgvczooError(f"{file}: {name} outside 0..{most}")
-        return table[..., 0].astype(np.uint8), table[..., 1].astype(np.uint8)
+        present, certainty = table[..., 0].astype(np.float32), table[..., 1].astype(np.uint8)
+        return Together({"attributes": present, "attribute_certainty": certainty})
 
-    @cached_property
-    def _segmentations(self) -> Path:
+    def _read_mask(self) -> Masks:
+        """(H, W) uint8 each: 1 bird, 0 background."""
         if folder := self._place("segmentations"):
-            return folder
+            files = [str(Path(file).with_suffix(".png")) for file in self._files]
+            return Masks(folder, files, at_least=MASK_OBJECT)
         raise FgvczooError(
             f"{self.folder}: no segmentations/ in it or beside it; get segmentations.tgz from {_SEGMENTATIONS_RECORD} "
             "and unpack it there"
         )
 
-    @cached_property
-    def _metadata(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Place: latitude, longitude in degrees. Date: month 1..12, hour 0..23. Zero, and not valid, where unknown."""
+    def _read_metadata(self) -> Together:
+        """Place: latitude, longitude in degrees. Date: month 1..12, hour 0..23."""
         file = self._place("metadata.csv")
         assert file is not None  # it is in `keys` only then
         columns = ("latitude", "longitude", "date", "hour")
@@ -234,15 +206,8 @@ class CUB(Reader):
                 ]
             except (KeyError, TypeError, ValueError, IndexError):
                 raise FgvczooError(f"{file}: {line} is not image_id, {', '.join(columns)}") from None
-        values = self._by_image(file, values).astype(np.float32)
-        tables = {"place": values[:, :2], "date": values[:, 2:]}
-        valid = {name: np.isfinite(table).all(axis=1) for name, table in tables.items()}
-        return {name: np.where(valid[name][:, None], table, 0) for name, table in tables.items()}, valid
-
-    def _mask(self, index: int) -> np.ndarray:
-        """(H, W) uint8: 1 bird, 0 background."""
-        path = (self._segmentations / self._files[index]).with_suffix(".png")
-        return (read_image(path)[..., 0] >= MASK_OBJECT).astype(np.uint8)
+        values = self._by_image(file, values)
+        return known({"place": values[:, :2], "date": values[:, 2:]})
 
     def _file(self, name: str) -> Path:
         path = self.folder / name
@@ -312,7 +277,7 @@ class CUBDataModule(FGVCDataModule):
     with attribute_certainty: 1 not visible, 2 guessing, 3 probably, 4 definitely), mask (1 = bird).
     """
 
-    _reader: type[CUB] = CUB
+    reader_class: type[CUB] = CUB
 
     def __init__(
         self,
@@ -322,7 +287,7 @@ class CUBDataModule(FGVCDataModule):
         views: Literal["images", "corners"] = "images",
         **options: Any,
     ) -> None:
-        reader: Reader = self._reader(root, cropped=cropped, protocol=protocol)
+        reader: Reader = self.reader_class(root, cropped=cropped, protocol=protocol)
         if views not in ("images", "corners"):
             raise FgvczooError(f"views={views!r}; expected 'images' or 'corners'")
         if views == "corners":
@@ -341,7 +306,7 @@ class SynthBirdsDataModule(CUBDataModule):
     (latitude, longitude in degrees) and date (month 1..12, hour 0..23), with metadata_valid.
     """
 
-    _reader = SynthBirds
+    reader_class = SynthBirds
 
     def __init__(
         self,
@@ -354,22 +319,6 @@ class SynthBirdsDataModule(CUBDataModule):
         from fgvczoo.data.synthbirds import make
 
         super().__init__(str(make(root, size)), cropped, protocol, **options)
-
-
-def _find(root: str | Path | None) -> Path:
-    """The folder that holds images.txt."""
-    if root is None:
-        raise FgvczooError(f"root is not given; {_GET}")
-    root = Path(root)
-    for folder in (root / FOLDER, root):
-        if (folder / "images.txt").is_file():
-            return folder
-    if not root.is_dir():
-        raise FgvczooError(f"{root}: no such folder; {_GET}")
-    for archive in (f"{FOLDER}.tgz", f"{FOLDER}.tar.gz"):
-        if (root / archive).is_file():
-            raise FgvczooError(f"{root / archive} is not unpacked; run: tar -xzf {archive} in {root}")
-    raise FgvczooError(f"{root}: neither {FOLDER}/images.txt nor images.txt is in it; {_GET}")
 
 
 def _pairs(file: Path) -> list[tuple[int, str]]:

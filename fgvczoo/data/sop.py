@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fgvczoo.data.base import TEXT, FGVCDataModule, Reader
-from fgvczoo.data.official import check_listed, disjoint_splits, read_text
+from fgvczoo.data.base import TEXT, FGVCDataModule
+from fgvczoo.data.official import (
+    Archive,
+    Official,
+    check_listed,
+    check_unique,
+    disjoint_splits,
+    find_folder,
+    read_text,
+)
 from fgvczoo.errors import FgvczooError
 
 FOLDER = "Stanford_Online_Products"
@@ -19,7 +26,7 @@ _HEADER = ["image_id", "class_id", "super_class_id", "path"]
 _CLASSES, _IMAGES = (11_318, 11_316), (59_551, 60_502)
 
 
-class SOP(Reader):
+class SOP(Official):
     """The rows of Stanford Online Products, those of Ebay_train.txt first, then those of Ebay_test.txt.
 
     root: the folder that holds `Stanford_Online_Products/`, or that folder itself.
@@ -34,11 +41,11 @@ class SOP(Reader):
     """
 
     name = "sop"
-    licence_allows_pictures = False  # photographs of sellers
+    archives = (Archive("Stanford_Online_Products.zip", "7f73d41a2f44250d4779881525aea32e"),)
     keys = ("label_levels",)
 
     def __init__(self, root: str | Path | None) -> None:
-        self.folder = _find(root)
+        self.folder = find_folder(root, (FOLDER, "."), ("Ebay_train.txt",), archives=self.archives, get=_GET)
         lists = [_read(self.folder / f"Ebay_{split}.txt") for split in ("train", "test")]
         paths = [path for listed, _ in lists for path in listed]
         self.image_ids = np.array(paths, TEXT)
@@ -64,19 +71,14 @@ class SOP(Reader):
         self.class_names = self.all_class_names[: len(first)]
         self.splits = disjoint_splits(np.arange(len(paths)) < images[0])
         source = self.folder / "Ebay_train.txt and Ebay_test.txt"
-        if len(set(paths)) < len(paths):
-            names, counts = np.unique(self.image_ids, return_counts=True)
-            raise FgvczooError(f"{source}: {str(names[counts > 1][0])!r} occurs twice")
+        check_unique(paths, source)
         check_listed(self.folder, paths, source)
 
     def picture(self, index: int) -> Path:
         return self.folder / str(self.image_ids[index])
 
-    def require(self, keys: Sequence[str]) -> None:
-        """Everything was read already."""
-
-    def annotations(self, index: int, keys: Sequence[str]) -> dict[str, Any]:
-        return {"label_levels": self._super[index : index + 1]} if "label_levels" in keys else {}
+    def _read_label_levels(self) -> np.ndarray:
+        return self._super[:, None]
 
     def _read_super_classes(self, paths: list[str]) -> None:
         """Their names, which are those of the folders, and the one of each class."""
@@ -97,23 +99,10 @@ class SOPDataModule(FGVCDataModule):
     root: see `SOP`. options: see `FGVCDataModule`. Keys: label_levels (B, 1), the super class.
     """
 
+    reader_class = SOP
+
     def __init__(self, root: str | None = None, **options: Any) -> None:
         super().__init__(SOP(root), **options)
-
-
-def _find(root: str | Path | None) -> Path:
-    """The folder that holds Ebay_train.txt."""
-    if root is None:
-        raise FgvczooError(f"root is not given; {_GET}")
-    root = Path(root)
-    for folder in (root / FOLDER, root):
-        if (folder / "Ebay_train.txt").is_file():
-            return folder
-    if not root.is_dir():
-        raise FgvczooError(f"{root}: no such folder; {_GET}")
-    if (root / f"{FOLDER}.zip").is_file():
-        raise FgvczooError(f"{root / FOLDER}.zip is not unpacked; run: unzip {FOLDER}.zip in {root}")
-    raise FgvczooError(f"{root}: neither {FOLDER}/Ebay_train.txt nor Ebay_train.txt is in it; {_GET}")
 
 
 def _read(file: Path) -> tuple[list[str], np.ndarray]:

@@ -5,7 +5,6 @@ Boxes are x0, y0, x1, y1 in pixels from 0, ends exclusive; the annotations count
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,10 +12,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from fgvczoo.data.base import TEXT, FGVCDataModule, Reader
-from fgvczoo.data.official import check_listed, read_text
+from fgvczoo.data.base import TEXT, FGVCDataModule
+from fgvczoo.data.official import Archive, Masks, Official, Ragged, check_listed, find_folder, read_text
 from fgvczoo.errors import FgvczooError
-from fgvczoo.preprocess import read_mask
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -28,7 +26,7 @@ _AUGMENTED = ("train_aug.txt", "trainaug.txt")
 _TRAIN, _TEST, _TRAIN_AUG = 1_464, 1_449, 10_582  # of the real set
 
 
-class VOC(Reader):
+class VOC(Official):
     """The rows of the segmentation lists: those of training, then the official validation images, which are "test"
     here, as papers report them.
 
@@ -41,11 +39,11 @@ class VOC(Reader):
     """
 
     name = "voc"
-    licence_allows_pictures = False  # photographs from Flickr
+    archives = (Archive("VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", True),)
     keys = ("labels", "boxes", "mask")
 
     def __init__(self, root: str | Path | None, *, augmented: bool = False) -> None:
-        self.folder = _find(root)
+        self.folder = find_folder(root, (FOLDER, "VOC2012", "."), ("JPEGImages",), archives=self.archives, get=_GET)
         official, test = self._list("train.txt"), self._list("val.txt")
         lists = [name for name in _AUGMENTED if self._set(name).is_file()] or [_AUGMENTED[0]]
         train = self._list(lists[0]) if augmented else official
@@ -72,23 +70,23 @@ class VOC(Reader):
     def picture(self, index: int) -> Path:
         return self.folder / "JPEGImages" / f"{self.image_ids[index]}.jpg"
 
-    def require(self, keys: Sequence[str]) -> None:
-        if "mask" in keys and not self._masks.is_dir():
-            raise FgvczooError(f"{self._masks}: no such folder; {_GET}")
+    def _read_labels(self) -> np.ndarray:
+        return self.multi
 
-    def annotations(self, index: int, keys: Sequence[str]) -> dict[str, Any]:
-        notes: dict[str, Any] = {}
-        name = str(self.image_ids[index])
-        if "labels" in keys:
-            notes["labels"] = self.multi[index]
-        if "boxes" in keys:
-            notes["boxes"] = np.array([box for _, box in self._objects(name)], np.float64).reshape(-1, 4)
-        if "mask" in keys:
-            file = self._masks / f"{name}.png"
-            if not file.is_file():  # the augmented folder may hold what the archive does not, and the other way round
-                file = self.folder / "SegmentationClass" / f"{name}.png"
-            notes["mask"] = read_mask(file)
-        return notes
+    def _read_boxes(self) -> Ragged:
+        found = [[box for _, box in self._objects(str(name))] for name in self.image_ids]
+        boxes = np.array([box for own in found for box in own], np.float64).reshape(-1, 4)
+        return Ragged(boxes, np.array([len(own) for own in found]))
+
+    def _read_mask(self) -> Masks:
+        if not self._masks.is_dir():
+            raise FgvczooError(f"{self._masks}: no such folder; {_GET}")
+        # The augmented folder may hold what the archive does not, and the other way round.
+        there = {entry.name for entry in self._masks.iterdir()}
+        names = [f"{name}.png" for name in self.image_ids]
+        return Masks(
+            self.folder, [f"{self._masks.name if name in there else 'SegmentationClass'}/{name}" for name in names]
+        )
 
     def row(self, index: int) -> dict[str, Any]:
         """As of any set, with `boxes` and `class_numbers`, all classes of the picture."""
@@ -133,17 +131,7 @@ class VOCDataModule(FGVCDataModule):
     from 1, 255 ignored).
     """
 
+    reader_class = VOC
+
     def __init__(self, root: str | None = None, augmented: bool = False, **options: Any) -> None:
         super().__init__(VOC(root, augmented=augmented), **options)
-
-
-def _find(root: str | Path | None) -> Path:
-    if root is None:
-        raise FgvczooError(f"root is not given; {_GET}")
-    root = Path(root)
-    for folder in (root / FOLDER, root / "VOC2012", root):
-        if (folder / "JPEGImages").is_dir():
-            return folder
-    if not root.is_dir():
-        raise FgvczooError(f"{root}: no such folder; {_GET}")
-    raise FgvczooError(f"{root}: no JPEGImages/ in it or in {FOLDER}/; {_GET}")

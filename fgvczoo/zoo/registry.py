@@ -26,6 +26,8 @@ DATASETS: dict[str, str] = {
     "folder": "fgvczoo.data.folder.FolderDataModule",
     "hub": "fgvczoo.data.hub.HubDataModule",
     "imagenet": "fgvczoo.data.imagenet.ImageNetDataModule",
+    "inaturalist": "fgvczoo.data.inaturalist.INaturalistDataModule",
+    "nabirds": "fgvczoo.data.nabirds.NABirdsDataModule",
     "sop": "fgvczoo.data.sop.SOPDataModule",
     "synthbirds": "fgvczoo.data.cub.SynthBirdsDataModule",
     "voc": "fgvczoo.data.voc.VOCDataModule",

@@ -9,8 +9,8 @@ from numpy.lib.recfunctions import repack_fields
 from PIL import Image
 
 from fgvczoo.data import cars
-from fgvczoo.data.cars import CarsDataModule
-from fgvczoo.data.check import check_cars
+from fgvczoo.data.cars import Cars, CarsDataModule
+from fgvczoo.data.check import check_official
 from fgvczoo.errors import FgvczooError
 from tests.data.cars.make import CLASSES, LAYOUTS, make_cars
 
@@ -170,7 +170,7 @@ def test_missing_annotations_are_named(tmp_path, layout, name):
         ({"class": "one"}, "class is not one number in every annotation"),
         ({"class": np.array([1, 2])}, "class is not one number"),
         ({"fname": 7}, "fname is not one text"),
-        ({"fname": "00001.jpg"}, "lists 'cars_train/00001.jpg' twice"),
+        ({"fname": "00001.jpg"}, "'cars_train/00001.jpg' occurs twice"),
         ({"fname": lambda place, name: f"../{name[0]}"}, "outside the images folder"),
         ({"fname": lambda place, name: f"a\nb{place}.jpg"}, r"16 of 16 listed images are missing.*a\\nb0"),
         ({"bbox_x2": 1}, "the box of .* has no area"),
@@ -255,13 +255,13 @@ def test_protocols_are_checked(shared):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_check_passes_a_whole_copy_and_names_what_is_wrong(tmp_path, layout):
     made = make_cars(tmp_path, layout)
-    report = check_cars(tmp_path, progress=False)
+    report = check_official(Cars, tmp_path, progress=False)
     text = "\n".join(report.lines())
     assert report.ok and "28 images of 4 classes (16 train, 12 test)" in text and "1 pictures are grey" in text
     path = tmp_path / made[3].image_id
     path.write_bytes(path.read_bytes()[:200])
     Image.new("RGB", (8, 8)).save(tmp_path / made[6].image_id)
-    report = check_cars(tmp_path, progress=False)
+    report = check_official(Cars, tmp_path, progress=False)
     text = "\n".join(report.lines())
     assert not report.ok and str(path) in text and f"beyond their border, such as {made[6].image_id}" in text
-    assert not check_cars(tmp_path / "nowhere", progress=False).ok
+    assert not check_official(Cars, tmp_path / "nowhere", progress=False).ok

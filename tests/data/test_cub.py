@@ -11,8 +11,8 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from fgvczoo.data import cub
-from fgvczoo.data.check import check_cub, contact_sheet
-from fgvczoo.data.cub import CUBDataModule, SynthBirdsDataModule
+from fgvczoo.data.check import check_official, contact_sheet
+from fgvczoo.data.cub import CUB, CUBDataModule, SynthBirdsDataModule
 from fgvczoo.data.transforms import AUGMENTATIONS
 from fgvczoo.errors import FgvczooError
 from tests.data.cub.make import ATTRIBUTES, PARTS, make_cub
@@ -515,8 +515,8 @@ def without(lines: list[str], image_id: int) -> list[str]:
         ("image_class_labels.txt", lambda lines: [*without(lines, 2), "2 4"], r"image 2 has class 4; expected 1\.\.3"),
         ("image_class_labels.txt", lambda lines: [*without(lines, 2), "2 0"], r"image 2 has class 0; expected 1\.\.3"),
         ("classes.txt", lambda lines: lines[1:], r"not 1\.\.2, each once"),
-        ("bounding_boxes.txt", lambda lines: [*without(lines, 2), "2 1 1 0 5"], "image 2 has no area"),
-        ("bounding_boxes.txt", lambda lines: [*without(lines, 2), "2 1 1 nan 5"], "image 2 has no area"),
+        ("bounding_boxes.txt", lambda lines: [*without(lines, 2), "2 1 1 0 5"], "'2' has no area"),
+        ("bounding_boxes.txt", lambda lines: [*without(lines, 2), "2 1 1 nan 5"], "'2' has no area"),
         ("parts/part_locs.txt", lambda lines: lines[1:], "0 lines for part"),
         ("parts/part_locs.txt", lambda lines: [*lines, lines[0]], "2 lines for part"),
         ("parts/part_locs.txt", lambda lines: [*lines, "2 16 1 1 1"], r"part 16 of image 2; expected 1\.\.15"),
@@ -587,7 +587,7 @@ def test_unknown_splits_and_shards(shared):
 def test_the_check_passes_a_whole_copy_and_changes_nothing(shared):
     root = shared[0]
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    report = check_cub(root, progress=False)
+    report = check_official(CUB, root, progress=False)
     assert report.ok and report.lines()[-1] == "nothing is wrong"
     assert any("21 images of 3 classes (12 train, 9 test)" in line for line in report.lines())
     assert any("1 pictures are grey" in line for line in report.lines())
@@ -598,16 +598,16 @@ def test_the_check_names_all_that_is_wrong(shared, copy):
     paths = damage(copy, shared[1], [3, 8])
     edit(copy, "bounding_boxes.txt", lambda lines: lines[1:])
     Image.new("L", (5, 5)).save((copy / "CUB_200_2011/segmentations" / shared[1][0].path).with_suffix(".png"))
-    report = check_cub(copy, progress=False)
+    report = check_official(CUB, copy, progress=False)
     text = "\n".join(report.lines())
     assert not report.ok and text.endswith("4 things are wrong")
     assert all(path in text for path in paths) and "bounding_boxes.txt: 0 lines" in text and "has (5, 5)" in text
-    assert not check_cub(copy / "nowhere", progress=False).ok
+    assert not check_official(CUB, copy / "nowhere", progress=False).ok
 
 
 def test_the_check_allows_a_copy_without_segmentations(tmp_path):
     make_cub(tmp_path, segmentations=None)
-    report = check_cub(tmp_path, progress=False)
+    report = check_official(CUB, tmp_path, progress=False)
     assert report.ok and any(line.startswith("note") and "segmentations.tgz" in line for line in report.lines())
 
 
@@ -641,7 +641,7 @@ def test_synthetic_birds_are_read_by_the_same_reader(tmp_path, monkeypatch):
     assert date[valid["date"]][:, 0].ge(1).all() and date[valid["date"]][:, 0].le(12).all()
     again = SynthBirdsDataModule(size="tiny", root=str(data.reader.folder.parent), preprocess=SMALL)
     assert np.array_equal(again.splits["train"], data.splits["train"])
-    assert check_cub(data.reader.folder.parent, progress=False).ok
+    assert check_official(CUB, data.reader.folder.parent, progress=False).ok
 
 
 def test_absent_metadata_is_zero_and_invalid(copy, monkeypatch):

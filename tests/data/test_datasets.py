@@ -19,6 +19,8 @@ from tests.data.cub.make import make_cub
 from tests.data.folder.make import make_table, write_table
 from tests.data.hub.make import make_parquet
 from tests.data.imagenet.make import make_imagenet
+from tests.data.inaturalist.make import make_inaturalist
+from tests.data.nabirds.make import make_nabirds
 from tests.data.sop.make import make_sop
 from tests.data.test_cub import same
 from tests.data.voc.make import make_voc
@@ -32,7 +34,9 @@ VARIANTS = [*sorted(DATASETS), "hub, as a stream"]
 @pytest.fixture(scope="module")
 def copies(birds, tmp_path_factory):
     """The options that open a tiny copy of each data set."""
-    roots = {name: tmp_path_factory.mktemp(name) for name in ("cars", "cub", "folder", "hub", "imagenet", "sop", "voc")}
+    roots = {name: tmp_path_factory.mktemp(name) for name in DATASETS if name != "synthbirds"}
+    make_inaturalist(roots["inaturalist"])
+    make_nabirds(roots["nabirds"])
     make_cars(roots["cars"])
     make_sop(roots["sop"])
     make_imagenet(roots["imagenet"])
@@ -46,6 +50,7 @@ def copies(birds, tmp_path_factory):
     assert options.keys() == DATASETS.keys(), "give the new data set a tiny copy"
     options["hub, as a stream"] = options["hub"] | {"streaming": True, "lengths": COUNTS, "buffer_size": 4}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FGVCZOO_CACHE", str(tmp_path_factory.mktemp("own_cache")))
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         yield options
 

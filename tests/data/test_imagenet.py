@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fgvczoo.data.check import check_imagenet
-from fgvczoo.data.imagenet import ImageNetDataModule
+from fgvczoo.data.check import check_official
+from fgvczoo.data.imagenet import ImageNet, ImageNetDataModule
 from fgvczoo.errors import FgvczooError
 from tests.data.imagenet.make import WORDNET, make_imagenet
 
@@ -40,7 +40,7 @@ def test_names_tell_equal_ones_apart(tmp_path: Path) -> None:
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(FgvczooError, match="root is not given"):
         ImageNetDataModule()
-    with pytest.raises(FgvczooError, match="no train/"):
+    with pytest.raises(FgvczooError, match="no train in it"):
         ImageNetDataModule(str(tmp_path))
     make_imagenet(tmp_path)
     solution = tmp_path / "LOC_val_solution.csv"
@@ -68,7 +68,7 @@ def test_boxes_that_are_not_there(tmp_path: Path) -> None:
 
 def test_check_reads_all_of_it(tmp_path: Path) -> None:
     make_imagenet(tmp_path)
-    assert check_imagenet(tmp_path, progress=False).ok
+    assert check_official(ImageNet, tmp_path, progress=False).ok
     (tmp_path / "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG").write_bytes(b"no picture")
-    report = check_imagenet(tmp_path, progress=False)
+    report = check_official(ImageNet, tmp_path, progress=False)
     assert not report.ok and any("val_00000001" in line for line in report.lines())

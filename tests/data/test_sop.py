@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from fgvczoo.data import sop
-from fgvczoo.data.check import check_sop
-from fgvczoo.data.sop import SOPDataModule
+from fgvczoo.data.check import check_official
+from fgvczoo.data.sop import SOP, SOPDataModule
 from fgvczoo.errors import FgvczooError
 from tests.data.sop.make import SUPER_CLASSES, make_sop
 
@@ -129,13 +129,13 @@ def test_empty_and_missing_lists(copy, content):
 
 
 def test_the_check_passes_a_whole_copy_and_names_what_is_wrong(shared, copy):
-    report = check_sop(copy, progress=False)
+    report = check_official(SOP, copy, progress=False)
     text = "\n".join(report.lines())
     assert report.ok and "30 images of 9 classes (16 train, 14 test" in text and "1 pictures are grey" in text
     path = copy / "Stanford_Online_Products" / shared[1][3][0]
     path.write_bytes(path.read_bytes()[:200])
     Image.new("RGB", (8, 8)).save(copy / "Stanford_Online_Products.zip", "PNG")  # no such archive
-    report = check_sop(copy, progress=False)
+    report = check_official(SOP, copy, progress=False)
     text = "\n".join(report.lines())
     assert not report.ok and str(path) in text and "Stanford_Online_Products.zip: MD5" in text
-    assert not check_sop(copy / "nowhere", progress=False).ok
+    assert not check_official(SOP, copy / "nowhere", progress=False).ok

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fgvczoo.data.check import check_voc
-from fgvczoo.data.voc import CLASSES, VOCDataModule
+from fgvczoo.data.check import check_official
+from fgvczoo.data.voc import CLASSES, VOC, VOCDataModule
 from fgvczoo.errors import FgvczooError
 from tests.data.voc.make import OBJECTS, make_voc
 
@@ -55,7 +55,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 
 def test_check_reads_all_of_it(tmp_path: Path) -> None:
     base = make_voc(tmp_path)
-    assert check_voc(tmp_path, progress=False).ok
+    assert check_official(VOC, tmp_path, progress=False).ok
     (base / "SegmentationClass/2007_000033.png").write_bytes(b"no picture")
-    report = check_voc(tmp_path, progress=False)
+    report = check_official(VOC, tmp_path, progress=False)
     assert not report.ok and any("2007_000033" in line for line in report.lines())
