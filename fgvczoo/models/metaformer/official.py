@@ -146,7 +146,7 @@ def arguments_from_official(
         "preprocess": {
             "size": [height, width],
             "crop": "center",
-            "crop_fraction": 0.875,
+            "crop_fraction": height / (256 * height // 224),  # the authors' short side is rounded down
             "interpolation": "bicubic",
         },
     }
