@@ -1,24 +1,18 @@
-"""The Triton kernels of `nearest_patch` in Triton's interpreter, on the CPU; `test_triton.py` runs this file in a
-process of its own, for Triton reads TRITON_INTERPRET when a kernel is defined.
-
-The interpreter computes float32 for tf32, cuts off where a GPU rounds to bfloat16, and runs programs one by one: it
-proves indices, masks and formulas, not rounding and not races.
-"""
+"""The Triton kernels of `nearest_patch` in Triton's interpreter, on the CPU; `test_triton.py` runs this file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
 from fgvczoo.ops import nearest_patch, use_backend
 from fgvczoo.ops.nearest_patch import cpu, kernels, triton
+from tests.ops.interpreter import serving_the_cpu
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CALLS = [
@@ -32,27 +26,10 @@ CALLS = [
 ]
 
 
-prepared = {kernels.__name__}  # a launch prepares the module of its kernel
-usual_call = InterpretedFunction.__call__
-
-
-def call(function: InterpretedFunction, *args: object, **kwargs: object) -> object:
-    """As Triton calls a function from a kernel: it prepares the function's module for the interpreter in every call, on
-    top of what the calls before did. Here once, which is several times as fast."""
-    if function.fn.__module__ in prepared:
-        return function.rewrite()(*args, **kwargs)
-    prepared.add(function.fn.__module__)
-    return usual_call(function, *args, **kwargs)
-
-
 @pytest.fixture(autouse=True, scope="module")
 def triton_serves_the_cpu() -> Iterator[None]:
-    # On a thread's short stack: on pytest's deep one Python 3.11 maps and unmaps a piece of it in every other call.
-    thread = ThreadPoolExecutor(1, initializer=torch.set_grad_enabled, initargs=[False])
-    with pytest.MonkeyPatch.context() as patch, thread:
-        patch.setattr(cpu, "forward", lambda *arguments: thread.submit(triton.forward, *arguments, None).result())
-        patch.setattr(cpu, "backward", lambda *arguments: thread.submit(triton.backward, *arguments, None).result())
-        patch.setattr(InterpretedFunction, "__call__", call)
+    functions = {name: lambda *args, name=name: getattr(triton, name)(*args, None) for name in ("forward", "backward")}
+    with serving_the_cpu(cpu, functions, kernels):
         yield
 
 

@@ -4,7 +4,6 @@ for the GPUs they were made for, without spilled registers; and what runs where 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import warnings
@@ -12,98 +11,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from packaging.version import Version
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.ops import backend, nearest_patch, use_backend
-
-ROOT = Path(__file__).parents[2]
+from tests.ops.offline import ROOT, check, interpret
 
 
 def test_in_the_interpreter() -> None:
-    triton = pytest.importorskip("triton", reason="Triton is not installed")
-    if Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
-        pytest.skip("the interpreter of Triton before 3.7 fails in loops with numpy 2.4")
-    # One thread: numpy's pool costs more than it gives on small blocks.
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "tests/ops/interpreted.py",
-    ]
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
+    interpret("interpreted.py")
 
 
 # -- compiled for GPUs that are not here ------------------------------------------------------------------------------
 
 
-class Driver:
-    """As much of a Triton driver as compiling asks for."""
-
-    def __init__(self, architecture: int) -> None:
-        self.architecture = architecture
-
-    def get_current_device(self) -> int:
-        return self.architecture
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.architecture, 32)
-
-
-@pytest.fixture(params=[80, 90, 100])
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Kernels that `triton.py` launches are compiled for this architecture and kept here instead of run."""
-    pytest.importorskip("triton", reason="Triton is not installed")
+@pytest.fixture
+def compiled(launched: list[Any], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     from triton.runtime.driver import driver
-    from triton.runtime.jit import JITFunction
 
     from fgvczoo.ops.nearest_patch import triton as gpu
 
-    if not tool("cuobjdump").exists():
-        pytest.skip("this build of Triton brings no cuobjdump")
-    kept: list[Any] = []
-    run = JITFunction.run
-
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        kept.append(run(self, *args, grid=grid, warmup=True, **kwargs))
-
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(gpu, "operands_in_shared_memory", lambda device: request.param >= 90)
+    monkeypatch.setattr(gpu, "operands_in_shared_memory", lambda device: driver.active.architecture >= 90)
     # They compile no faster for fewer prototypes, but take less to allocate; tiles as for many.
     monkeypatch.setattr(gpu, "FEW", 0)
-    monkeypatch.setattr(driver, "_active", Driver(request.param))
-    return kept
-
-
-def tool(name: str) -> Path:
-    import triton
-
-    return Path(triton.__file__).parent / "backends/nvidia/bin" / name
-
-
-def resources(kernel: Any, folder: Path) -> tuple[int, int]:
-    """Registers and bytes of stack of a thread, as the assembler allotted them."""
-    binary = folder / "kernel.cubin"
-    binary.write_bytes(kernel.asm["cubin"])
-    text = subprocess.run([tool("cuobjdump"), "--dump-resource-usage", binary], capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    assert found, text
-    return int(found[1]), int(found[2])
+    return launched
 
 
 def forward(dtype: torch.dtype, shape: tuple[int, ...], window: int, metrics: list[str], ranks: int, act: str) -> Any:
@@ -175,17 +107,6 @@ def test_backward_compiles_without_spills(compiled: list[Any], dtype: torch.dtyp
     for metrics, activation in ((["l2"], "log"), (["dot", "cosine"], "")):
         gpu.backward(value, value, patches, prototypes, value, index, metrics, activation, None)
     check(compiled, tmp_path)
-
-
-def check(kernels: list[Any], folder: Path) -> None:
-    """No stack, which is where spilled registers go; and room for eight warps, two a scheduler, on a multiprocessor."""
-    assert kernels
-    for kernel in {kernel.hash: kernel for kernel in kernels}.values():
-        registers, stack = resources(kernel, folder)
-        assert stack == 0, kernel.name
-        shared = {80: 164, 90: 228, 100: 228}[kernel.metadata.target.arch] * 1024
-        programs = min(65536 // (registers * 32 * kernel.metadata.num_warps), shared // (kernel.metadata.shared + 1024))
-        assert programs * kernel.metadata.num_warps >= 8, (kernel.name, registers, kernel.metadata.shared)
 
 
 # -- elsewhere --------------------------------------------------------------------------------------------------------

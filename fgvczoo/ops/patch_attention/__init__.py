@@ -96,8 +96,7 @@ def patch_attention(
     one_head = query.ndim == 3
     if one_head:
         query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))
-    lengths = {len(tensor) for tensor in (query, key, value)}
-    images = 0 if 0 in lengths else max(lengths)
+    images = _images(query, key, value)
     query, key, value = (tensor.expand(images, -1, -1, -1) for tensor in (query, key, value))
     if bias is not None:
         bias = bias.expand(query.shape[1], query.shape[2], key.shape[2])
@@ -119,7 +118,8 @@ def _output(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scal
         # On the CPU it is no faster than the tiles, takes more with a bias, and loses NaN in rows shorter than 16.
         if device.type != "cpu" and normalize == "patches" and not of_bias:
             mask = bias if bias is None else bias.to(query.dtype).unsqueeze(0)
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+            output: Tensor = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+            return output
         if layout.is_served(query, value, normalize) and is_fused(device):
             train = wanted and (of_bias or any(tensor.requires_grad for tensor in (query, key, value)))
             return _attend(query, key, value, bias, scale, normalize, train)[0]
@@ -129,6 +129,10 @@ def _output(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scal
 def _is_cast(tensor: Tensor) -> bool:
     """Whether autocast would."""
     return tensor.is_floating_point() and tensor.dtype != torch.float64
+
+
+def _images(*operands: Tensor) -> int:
+    return next((tensor.shape[0] for tensor in operands if tensor.shape[0] != 1), 1)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, normalize: str) -> None:
@@ -148,7 +152,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, norma
         raise FgvczooError(f"{given}: query and key need the same last dimension")
     if key.shape[-2] != value.shape[-2]:
         raise FgvczooError(f"{given}: key and value need the same number of patches")
-    if len({len(tensor) for tensor in (query, key, value)} - {1}) > 1:
+    images = _images(query, key, value)
+    if any(tensor.shape[0] != 1 and tensor.shape[0] != images for tensor in (query, key, value)):
         raise FgvczooError(f"{given}: expected the same number of images (dimension 0), or 1")
     if 0 in query.shape[1:] + key.shape[1:] + value.shape[1:]:
         raise FgvczooError(f"{given}: only the number of images may be 0")
@@ -188,7 +193,7 @@ def _attend_backward(
     normalize: str,
     of_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return cpu.backward(grad, query, key, value, bias, shares, scale, normalize, of_bias)
+    return cpu.backward(grad, query, key, value, bias, output, shares, totals, scale, normalize, of_bias)
 
 
 @_attend.register_kernel("cuda")

@@ -39,12 +39,14 @@ def backward(
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
+    output: Tensor,
     kept: Tensor,
+    totals: Tensor,
     scale: float,
     normalize: str,
     of_bias: bool,
 ) -> layout.Gradients:
-    """Gradients of all four; `kept` are the shares, or empty."""
+    """Gradients of all four; `kept` are the shares, or empty. Output and totals are the GPU's."""
     found = layout.gradients(query, key, value, bias, of_bias)
     dtype = layout.accumulated(query)
     bias_gradient = found[3] if found[3].dtype == dtype else found[3].to(dtype)

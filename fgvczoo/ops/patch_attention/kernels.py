@@ -4,10 +4,10 @@ SHAPE is (h, Nq, Nk, d, e). Operands (B, h, N, d) have any strides but 1 for the
 B x h matrices. All sizes but B are constants of a compiled kernel.
 
 "patches" is flash attention: no score is stored, the gradient makes them again. A program of the bias's gradient takes
-one tile of one head through all images, so that nothing as large as B x h x Nq x Nk exists, and no sum has an order that
-varies. "queries" is one pass over the patches: the softmax of a patch needs no other patch, and the renormalisation is a
-division in the end. Its *shares*, what each query wins of each patch, (B, h, Nk, Q), Q the queries padded to a power of
-two, are next to nothing beside keys and values, and are kept.
+one tile of one head through all images, so that nothing as large as B x h x Nq x Nk exists, and no sum has an order
+that varies. "queries" is one pass over the patches: the softmax of a patch needs no other patch, and the
+renormalisation is a division in the end. Its *shares*, what each query wins of each patch, (B, h, Nk, Q), Q the queries
+padded to a power of two, are next to nothing beside keys and values, and are kept.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
@@ -307,7 +307,8 @@ def gather(
             of_all += tl.sum(row.to(tl.float32), 0)
     if RENORMALIZE:
         sums = (sums + EPSILON * of_all[None, :]) / total[:, None]
-        tl.store(totals + head * SHAPE[1] + n, total, mask=(n < SHAPE[1]) & (tl.program_id(0) % BLOCKS == 0))
+        if tl.program_id(0) % BLOCKS == 0:
+            tl.store(totals + head * SHAPE[1] + n, total, mask=n < SHAPE[1])
     else:
         sums *= scale
     _store(output + _head(head, (o0, o1), H), n, e, o2, sums, SHAPE[1], COLUMNS)

@@ -32,7 +32,7 @@ def attend(
 
 def softmax(scores: Tensor, dim: int) -> Tensor:
     """As `torch.softmax`, but 0, without NaN in its gradient, where all scores are minus infinity."""
-    limits = torch.finfo(scores.dtype)
-    top = scores.detach().amax(dim, keepdim=True).clamp_min(limits.min)
+    top = scores.detach().amax(dim, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
     exponentials = torch.exp(scores - top)
-    return exponentials / exponentials.sum(dim, keepdim=True).clamp_min(limits.tiny)
+    total = exponentials.sum(dim, keepdim=True)  # 1 or more, or 0
+    return exponentials / (total + (total == 0))

@@ -181,7 +181,7 @@ def heads(query: Tensor) -> int:
 
 
 def padded(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
+    return max(16, 1 << (size - 1).bit_length())
 
 
 def with_rows(tensor: Tensor) -> Tensor:
