@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from fgvczoo.zoo.info import MEASURED
 from fgvczoo.zoo.load import load
 from fgvczoo.zoo.papers import PAPERS as PAPERS_KNOWN
 from fgvczoo.zoo.recipe import list_recipes, read_recipe
-from fgvczoo.zoo.registry import DATASETS, MODELS
+from fgvczoo.zoo.registry import DATASETS, MODELS, model_class
 from tests.conftest import RECIPES
 from tests.zoo.test_export import assert_runs_alone
 
@@ -170,10 +172,38 @@ def test_exports_to_files_that_run_alone(trained: Path, ending: str, fgvczoo_in)
 
 
 @pytest.mark.parametrize("paper", PAPERS)
-def test_two_runs_are_equal_to_the_bit(paper: str, birds: Path, fgvczoo_in) -> None:
-    states = []
-    for run in ("one", "two"):
-        recipe = RECIPES / f"{paper}-tiny.yaml"
-        assert fgvczoo_in("fit", "--config", recipe, "--run", run, "--data.root", birds)[0] == 0
-        states.append(load(Path("runs") / run).state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values()))
+def test_two_runs_are_equal_to_the_bit(paper: str, birds: Path, fgvczoo_in, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them is interrupted in the middle of an epoch and resumed."""
+    module = model_class(paper)
+    training_step = module.training_step
+
+    def press(self, batch, batch_idx):
+        if self.trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return training_step(self, batch, batch_idx)
+
+    fit = ("fit", "--config", RECIPES / f"{paper}-tiny.yaml", "--data.root", birds)
+    assert fgvczoo_in(*fit, "--run", "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "training_step", press)
+        assert fgvczoo_in(*fit, "--run", "broken")[0] == 130
+    assert fgvczoo_in(*fit, "--run", "broken", "--ckpt_path", "last")[0] == 0
+    one, two = (load(Path("runs") / run).state_dict() for run in ("whole", "broken"))
+    assert [key for key in one if not torch.equal(one[key], two[key])] == []
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_trains_in_bfloat16(paper: str, birds: Path, fgvczoo_in) -> None:
+    fit = ("fit", "--config", RECIPES / f"{paper}-tiny.yaml", "--data.root", birds, "--run", "half")
+    status, _, err = fgvczoo_in(*fit, "--trainer.precision", "bf16-mixed")
+    assert status == 0, err
+    state = load(Path("runs") / "half").state_dict()
+    assert all(bool(values.isfinite().all()) for values in state.values())
+
+
+def test_the_network_compiles(trained: Path) -> None:
+    model = load(trained).eval()
+    images = torch.randn(2, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(0))
+    torch.compiler.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, backend="aot_eager")(images), model(images))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,49 +135,61 @@ class LocalizationExplanation:
         return write([self], path)
 
 
-def explain_localization(
-    model: LocalizationModule,
-    image: Any,
-    *,
-    target: int | str | None = None,
-    top: int = 6,
-    box: Box | None = None,
-    truth: Sequence[Box] | np.ndarray | None = None,
-    single: Callable[[Tensor, Tensor], Tensor],
-) -> LocalizationExplanation:
-    """Where a class is on an image, see `LocalizationExplanation`.
+class MapModule(LocalizationModule):
+    """A localisation model that has a map of its own for every class: it shows them with the explanation."""
 
-    single: preprocessed image (1, 3, h, w), classes (N,) -> their own maps (N, H, W). Leaves the model in eval mode.
-    Raises `FgvczooError` for an unknown target, and as `predict` does.
-    """
-    picture = crop(read_image(image), box)
-    size = picture.shape[:2]
-    model.eval()
-    wanted = None if target is None else model.class_index(target)
-    images = model.preprocess(picture)[None]
-    logits, maps = model.localized(images, None if wanted is None else torch.tensor([wanted], device=model.device))
-    shares = logits[0].float().softmax(0)
-    best = shares.topk(min(top, model.num_classes)).indices
-    with torch.no_grad():
-        own = prepare_maps(single(images.to(model.device), best), model.preprocess.size, model.dialect)
-    predicted = int(shares.argmax())
-    explained = predicted if wanted is None else wanted
-    found = model.box_of(maps[0], size)
-    boxes = np.asarray(truth if truth is not None else [], np.float64).reshape(-1, 4)
-    return LocalizationExplanation(
-        image=picture,
-        class_name=model.class_names[explained],
-        predicted=model.class_names[predicted],
-        probability=float(shares[explained]),
-        map=on_picture(maps[0].numpy(), model.preprocess, size),
-        box=found,
-        truth=boxes,
-        iou=max((_overlap(found, other) for other in boxes.tolist()), default=None),
-        classes=[
-            (model.class_names[c], float(shares[c]), on_picture(heat.numpy(), model.preprocess, size))
-            for c, heat in zip(best.tolist(), own)
-        ],
-    )
+    @abstractmethod
+    def single_maps(self, images: Tensor, classes: Tensor) -> Tensor:
+        """One preprocessed image (1, 3, h, w), classes (N,) -> their own maps (N, H, W)."""
+
+    def explain(
+        self,
+        image: Any,
+        *,
+        target: int | str | None = None,
+        top: int = 6,
+        box: Box | None = None,
+        truth: Sequence[Box] | np.ndarray | None = None,
+    ) -> LocalizationExplanation:
+        """Where a class is: the map and its box, and the maps of the highest-scored classes alone.
+
+        Args:
+            image: as `predict` takes it.
+            target: class index or name; None: the predicted one.
+            top: how many classes' own maps are shown.
+            box: as `predict` takes it.
+            truth: boxes (n, 4) of the object in pixels of the picture, to compare with.
+
+        Leaves the model in eval mode. Raises `FgvczooError` for an unknown target, and as `predict` does.
+        """
+        picture = crop(read_image(image), box)
+        size = picture.shape[:2]
+        self.eval()
+        wanted = None if target is None else self.class_index(target)
+        images = self.preprocess(picture)[None]
+        logits, maps = self.localized(images, None if wanted is None else torch.tensor([wanted], device=self.device))
+        shares = logits[0].float().softmax(0)
+        best = shares.topk(min(top, self.num_classes)).indices
+        with torch.no_grad():
+            own = prepare_maps(self.single_maps(images.to(self.device), best), self.preprocess.size, self.dialect)
+        predicted = int(shares.argmax())
+        explained = predicted if wanted is None else wanted
+        found = self.box_of(maps[0], size)
+        boxes = np.asarray(truth if truth is not None else [], np.float64).reshape(-1, 4)
+        return LocalizationExplanation(
+            image=picture,
+            class_name=self.class_names[explained],
+            predicted=self.class_names[predicted],
+            probability=float(shares[explained]),
+            map=on_picture(maps[0].numpy(), self.preprocess, size),
+            box=found,
+            truth=boxes,
+            iou=max((_overlap(found, other) for other in boxes.tolist()), default=None),
+            classes=[
+                (self.class_names[c], float(shares[c]), on_picture(heat.numpy(), self.preprocess, size))
+                for c, heat in zip(best.tolist(), own)
+            ],
+        )
 
 
 def classifier_maps(

@@ -239,11 +239,13 @@ def map_boxes(
     find = _by_area if rules.component == "area" else _by_pixels
     height, width = pixels.shape
     windows = _windows(pixels, cuts)
-    top, bottom, left, _ = windows.T
+    top, bottom, left, right = windows.T
     empty = top >= bottom
     searched = ~empty
     if least > 0 and truth is not None:
         searched &= _may_reach(windows, truth, least)
+    alone = searched & _alone(np.asarray(values, np.float64), pixels, cuts, windows)
+    searched &= ~alone
     rectangles: list[Rectangle] = []
     counts, kept = np.ones(len(cuts), np.int64), np.zeros(len(cuts), np.int64)
     numbers = np.flatnonzero(searched)
@@ -255,8 +257,11 @@ def map_boxes(
     boxes = np.empty((len(level), 4), np.int64)
     boxes[empty[level]] = rules.empty_box(height, width)
     boxes[(~empty & ~searched)[level]] = _NOWHERE
-    own = searched[level]
-    x, y, w, h = np.fromiter(chain.from_iterable(rectangles), np.int64, 4 * len(rectangles)).reshape(-1, 4).T
+    inside = np.empty((len(level), 4), np.int64)  # x, y, width, height in the window
+    inside[alone[level]] = np.stack([np.zeros_like(left), np.zeros_like(top), right - left, bottom - top], 1)[alone]
+    inside[searched[level]] = np.fromiter(chain.from_iterable(rectangles), np.int64, 4 * len(rectangles)).reshape(-1, 4)
+    own = (searched | alone)[level]
+    x, y, w, h = inside[own].T
     x, y = x + left[level[own]], y + top[level[own]]
     end_x, end_y = (width - 1, height - 1) if rules.end == "last" else (width, height)
     boxes[own] = np.stack([x, y, np.minimum(x + w, end_x), np.minimum(y + h, end_y)], axis=1)
@@ -278,6 +283,31 @@ def _windows(pixels: np.ndarray, cuts: np.ndarray) -> np.ndarray:
     return np.stack(found, axis=1)
 
 
+def _alone(values: np.ndarray, pixels: np.ndarray, cuts: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Which cuts, ascending, certainly leave one component without holes, whose rectangle is the window: (L,) bool.
+
+    Every component has a peak, a pixel with no higher one around it; every hole a pit, with no lower one beside it.
+    Pixels of a plateau count as both, so both are looked for in the map (values) before it is quantised (pixels).
+    """
+    peaks = (values == cv2.dilate(values, _AROUND)).view(np.uint8)
+    plateaus, _ = cv2.findContours(peaks, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    heights = sorted(pixels[plateau[0, 0, 1], plateau[0, 0, 0]] for plateau in plateaus)
+    single: np.ndarray = cuts >= heights[-2] if len(heights) > 1 else np.ones(len(cuts), bool)
+    if not single.any():
+        return single
+    top, bottom, left, right = windows[int(np.argmax(single))].tolist()
+    rows, columns = np.nonzero((values == cv2.erode(values, _BESIDE))[top:bottom, left:right])
+    rows, columns = rows + top, columns + left
+    top, bottom, left, right = windows[single].T[:, :, None]
+    pits = (pixels[rows, columns] <= cuts[single, None]) & (rows > top) & (rows < bottom - 1)
+    single[single] = ~(pits & (columns > left) & (columns < right - 1)).any(axis=1)
+    return single
+
+
+_AROUND = np.ones((3, 3), np.uint8)
+_BESIDE = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
+
+
 def _may_reach(windows: np.ndarray, truth: np.ndarray, least: float) -> np.ndarray:
     """Whether a box inside of each window (L, 4) can have this IoU with one of the boxes (n, 4): (L,)."""
     top, bottom, left, right = windows.T[:, :, None]
@@ -293,9 +323,9 @@ def _by_area(pixels: np.ndarray, cut: float) -> tuple[list[Rectangle], int]:
     """Every contour's rectangle, and which of them encloses the largest polygon."""
     _, binary = cv2.threshold(pixels, cut, 255, cv2.THRESH_BINARY)
     contours, _ = cv2.findContours(binary, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    rectangles = [cv2.boundingRect(contour) for contour in contours]
     if len(contours) == 1:
-        return rectangles, 0
+        return [cv2.boundingRect(contours[0])], 0
+    rectangles = [cv2.boundingRect(contour) for contour in contours]
     largest, tied = -1.0, [0]
     for number, (_, _, w, h) in enumerate(rectangles):
         if (w - 1) * (h - 1) < largest:  # the most that its polygon can have

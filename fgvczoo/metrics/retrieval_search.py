@@ -19,11 +19,15 @@ from torch import Tensor
 
 from fgvczoo.errors import FgvczooError
 
+Places = slice | Tensor  # rows of queries or of the gallery
+
 DISTANCES = ("euclidean", "cosine", "snr", "hamming")
 MEMORY = 256 * 2**20
 """Bytes that blocks take by default."""
 
-_CACHE = 2**21  # distances of a block that processors keep in their caches
+_TILE = 1024  # queries and items of a block, whose distances processors keep in their caches
+_CANDIDATE = 10  # bytes of one: its row, its place and its distance
+_SAMPLE = 1024  # items at least of a sample of the gallery
 _TINY_VARIANCE = 1e-12  # of a constant anchor under the SNR distance
 _NEAR = 1e-6  # share of |q|^2 + |g|^2 below which a squared distance is computed by differences
 _SMALL = 0.05  # and below which not by float32
@@ -79,24 +83,25 @@ class Space:
         """Squared distances of pairs (n,) of places, queries ascending, as float64 has them: (n,) float64."""
         if not len(query):
             return torch.zeros(0, dtype=torch.float64, device=query.device)
-        first, last = int(query[0]), int(query[-1]) + 1
-        rows = self.queries[first:last].double()
+        unique, number = torch.unique_consecutive(query, return_counts=True)
+        rows = self.queries[unique].double()
+        own = torch.arange(len(unique), device=query.device).repeat_interleave(number)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that sparse tensors are in beta
             pairs = torch.sparse_csr_tensor(
-                torch.searchsorted(query, torch.arange(first, last + 1, device=query.device)),
+                torch.nn.functional.pad(number.cumsum(0), (1, 0)),
                 item,
                 torch.zeros(len(query), dtype=torch.float64, device=query.device),
-                size=(last - first, len(self.gallery)),
+                size=(len(unique), len(self.gallery)),
                 check_invariants=False,
             )
             products = torch.sparse.sampled_addmm(pairs, rows, self._gallery_double.T, beta=0.0).values()
-        size = rows.square().sum(1)[query - first] + self._gallery_norm[item]
+        size = rows.square().sum(1)[own] + self._gallery_norm[item]
         squared: Tensor = size - 2 * products
         # Near duplicates are left with few digits: by differences.
         near = (squared <= _NEAR * size).nonzero()[:, 0]
         for part in torch.split(near, max(1, 2**17 // rows.shape[1])):
-            difference = rows[query[part] - first] - self._gallery_double[item[part]]
+            difference = rows[own[part]] - self._gallery_double[item[part]]
             squared[part] = difference.square_().sum(1)
         if self.query_blank is not None and self.gallery_blank is not None:
             squared = squared.masked_fill(self.query_blank[query] | self.gallery_blank[item], 2.0)
@@ -110,7 +115,7 @@ class Space:
     def _gallery_norm(self) -> Tensor:
         return torch.cat([part.square().sum(1) for part in torch.split(self._gallery_double, 4096)])
 
-    def finish(self, squared: Tensor, query: slice) -> Tensor:
+    def finish(self, squared: Tensor, query: Places) -> Tensor:
         """Squared distances (n, k) of n queries in the unit of the distance asked for; float64."""
         if self.distance == "euclidean":
             return squared.sqrt()
@@ -147,34 +152,36 @@ def _normalised(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Products:
-    """Squared distances of a block of queries to a block of the gallery, less the queries' own squared norms."""
+    """Squared distances of a block of queries to a block of the gallery: one product each."""
 
     def __init__(self, space: Space) -> None:
-        self.space = space
         # Moving both to the gallery's mean makes norms, and so the rounding, small.
         centre = space.gallery.mean(0)
         exact = space.distance in ("cosine", "hamming")  # norms that are known, products that do not round
-        self.gallery = space.gallery if exact else space.gallery - centre
-        same = space.queries is space.gallery
-        self.queries = self.gallery if same else space.queries if exact else space.queries - centre
-        self.gallery_norm, self.query_norm = (_squared_norms(rows) for rows in (self.gallery, self.queries))
+        gallery = space.gallery if exact else space.gallery - centre
+        self.itself = space.queries is space.gallery
+        queries = gallery if self.itself else space.queries if exact else space.queries - centre
+        self.gallery_norm = _squared_norms(gallery)
+        self.query_norm = self.gallery_norm if self.itself else _squared_norms(queries)
         if space.gallery_blank is not None and space.query_blank is not None:
-            self.gallery_norm.masked_fill_(space.gallery_blank, 1.0)
-            self.query_norm.masked_fill_(space.query_blank, 1.0)
+            self.gallery_norm = self.gallery_norm.masked_fill(space.gallery_blank, 1.0)
+            self.query_norm = self.query_norm.masked_fill(space.query_blank, 1.0)
+        ones = torch.ones(1, 1, device=gallery.device)
+        # (-2 q, |q|^2, 1) . (g, 1, |g|^2) = |q|^2 + |g|^2 - 2 q.g
+        self.left = torch.cat([queries * -2, self.query_norm[:, None], ones.expand(len(queries), 1)], 1)
+        self.right = torch.cat([gallery, ones.expand(len(gallery), 1), self.gallery_norm[:, None]], 1)
         self.largest = float(self.gallery_norm.max())
-        dimensions = self.gallery.shape[1]
-        self.relative = max(8.0, dimensions**0.5 / 4) * torch.finfo(torch.float32).eps
+        self.relative = max(10.0, gallery.shape[1] ** 0.5 / 3) * torch.finfo(torch.float32).eps
         if space.distance == "hamming":  # whole numbers: nothing is rounded
             self.relative = 0.0
 
-    def block(self, query: slice, item: slice) -> Tensor:
-        """|g|^2 - 2 q.g: (queries, items) float32. Adding |q|^2 gives squared distances."""
+    def block(self, query: Places, item: Places, out: Tensor | None = None) -> Tensor:
+        """|q|^2 + |g|^2 - 2 q.g: (queries, items) float32."""
         with full_precision():
-            queries, gallery = self.queries[query], self.gallery[item]
-            products: Tensor = torch.addmm(self.gallery_norm[item], queries, gallery.T, alpha=-2.0)
-        return products
+            squared: Tensor = torch.mm(self.left[query], self.right[item].T, out=out)
+        return squared
 
-    def bound(self, query: slice) -> Tensor:
+    def bound(self, query: Places) -> Tensor:
         """How far two equal distances of a query may be apart by rounding: (queries, 1) float32."""
         bound: Tensor = self.relative * (self.query_norm[query] + self.largest)
         return bound[:, None]
@@ -237,60 +244,148 @@ def nearest(
         none = torch.zeros(len(space.queries), 0, device=space.queries.device)
         return none, none.long()
     products = _Products(space)
-    rows, items = block_sizes(len(space.queries), count, memory)
-    if items > (few := max(4096, 64 * k)):  # blocks that stay in the cache; after the first, few items are candidates
-        rows, items = min(rows, _CACHE // few), few
     distances = torch.empty(len(space.queries), k, device=space.queries.device)
     places = torch.empty(len(space.queries), k, dtype=torch.int64, device=space.queries.device)
-    for start in range(0, len(space.queries), rows):
-        query = slice(start, min(start + rows, len(space.queries)))
-        bound = products.bound(query)
-        values, place = torch.empty(len(bound), 0, device=bound.device), places.new_empty(len(bound), 0)
-        for first in range(0, count, items):
-            item = slice(first, min(first + items, count))
-            block = products.block(query, item)
-            _leave_out(block, own, query, item)
-            if values.shape[1] < k:
-                more, column = _candidates(block, k, bound)
-            else:
-                more, column = _below(block, values[:, k - 1 : k] + bound)
-            if more.shape[1]:
-                values, place = _sorted(torch.cat([values, more], 1), torch.cat([place, column + first], 1))
-                width = max(k, int((values <= values[:, k - 1 : k] + bound).sum(1).max())) if values.shape[1] > k else k
-                values, place = values[:, :width], place[:, :width]
-        squared, places[query] = _order(space, products, query, values, place, k)
+    search = _Search(space, products, k, own, memory)
+    for query, squared, place in search.results():
         distances[query] = space.finish(squared, query).float()
+        places[query] = place
     return distances, places
 
 
-def _leave_out(block: Tensor, own: Tensor | None, query: slice, item: slice) -> None:
+class _Search:
+    """Finds each query's candidates, all items up to some distance, and puts the best k in order.
+
+    The distance comes from a sample of the gallery; queries that it misjudges are searched again with the distance of
+    their k-th item. Of a set in itself each product serves both of its items.
+    """
+
+    def __init__(self, space: Space, products: _Products, k: int, own: Tensor | None, memory: int) -> None:
+        self.space, self.products, self.k, self.memory = space, products, k, memory
+        self.own = None if own is None else own.to(space.queries.device)
+        self.count = len(space.gallery)
+        self.limit = self._limits()
+
+    def results(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Queries (n,), the squared distances (n, k) of their neighbours, float64, and their places (n, k)."""
+        again = []
+        expected = 2 * self.k * _CANDIDATE
+        for group in _spans(0, len(self.space.queries), max(_TILE, self.memory // expected // _TILE * _TILE)):
+            for query, squared, place in self._group(group):
+                sure = ~self._missed(query, squared, place)
+                again.append(query[~sure])
+                yield query[sure], squared[sure], place[sure]
+        missed = torch.cat(again)
+        for part in torch.split(missed, max(1, self.memory // (12 * self.count))) if len(missed) else ():
+            block = self._without_own(self.products.block(part, slice(None)), part)
+            bound = self.products.bound(part)
+            last = min(self.k, block.shape[1])
+            row, item = (block <= _kth(block, last) + bound).nonzero(as_tuple=True)
+            yield part, *self._ordered(part, row, item, block[row, item])
+
+    def _limits(self) -> Tensor:
+        """Up to which squared distance an item is a candidate: (Q,) float32."""
+        size = min(self.count, max(_SAMPLE, self.count // 16))
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randperm(self.count, generator=generator)[:size].to(self.space.gallery.device)
+        expected = (self.k + (self.own is not None)) * size / self.count
+        # Three standard deviations of how many of the k are in the sample; the whole gallery is no sample.
+        last = int(expected + (3 * expected**0.5 + 2 if size < self.count else 0))
+        if last > size:
+            return torch.full((len(self.space.queries),), torch.inf, device=chosen.device)
+        limits = [
+            _kth(self.products.block(query, chosen), last) + self.products.bound(query)
+            for query in _spans(0, len(self.space.queries), max(1, min(_TILE, self.memory // (8 * size))))
+        ]
+        return torch.cat(limits)[:, 0]
+
+    def _group(self, group: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The results of neighbouring queries. Where ties make too many candidates: of half as many at a time."""
+        found = self._candidates(group)
+        if found is None:
+            middle = (group.start + group.stop) // 2
+            yield from self._group(slice(group.start, middle))
+            yield from self._group(slice(middle, group.stop))
+            return
+        for query, parts in found:
+            row, item, squared = (torch.cat(part) for part in zip(*parts))
+            parts.clear()
+            yield torch.arange(query.start, query.stop, device=row.device), *self._ordered(query, row, item, squared)
+
+    def _candidates(self, group: slice) -> list[tuple[slice, list[tuple[Tensor, Tensor, Tensor]]]] | None:
+        """For each tile of queries its candidates: rows of the tile, places and squared distances. None: too many."""
+        tiles: list[tuple[slice, list[tuple[Tensor, Tensor, Tensor]]]]
+        tiles = [(query, []) for query in _spans(group.start, group.stop, _TILE)]
+        size = 0
+        # One piece of memory for all blocks: what is kept of each would lie between them, and no block fit there again.
+        distances = torch.empty(_TILE**2, device=self.limit.device)
+        masks = torch.empty(_TILE**2, dtype=torch.bool, device=self.limit.device)
+
+        def add(number: int, items: slice, block: Tensor) -> None:
+            """Of squared distances (queries, items) those up to the limits."""
+            nonlocal size
+            query, parts = tiles[number]
+            mask = masks[: block.numel()].view(block.shape)
+            row, item = torch.le(block, self.limit[query, None], out=mask).nonzero(as_tuple=True)
+            squared, item = block[row, item], item + items.start
+            if self.own is not None:
+                others = self.own[query][row] != item
+                row, item, squared = row[others], item[others], squared[others]
+            parts.append((row.short(), item.int(), squared))
+            size += _CANDIDATE * len(row)
+
+        for number, (query, _) in enumerate(tiles):
+            inside = [other for other, _ in tiles[number:]] if self.products.itself else []
+            first, last = (group.start, group.stop) if self.products.itself else (0, 0)
+            for items in (*_spans(0, first, _TILE), *inside, *_spans(last, self.count, _TILE)):
+                shape = (query.stop - query.start, items.stop - items.start)
+                block = self.products.block(query, items, out=distances[: shape[0] * shape[1]].view(shape))
+                add(number, items, block)
+                if self.products.itself and query.start < items.start < group.stop:
+                    add((items.start - group.start) // _TILE, query, block.T)
+                if size > self.memory and group.stop - group.start > 1:
+                    return None
+        return tiles
+
+    def _without_own(self, block: Tensor, query: Tensor) -> Tensor:
+        _leave_out(block, self.own, query, slice(0, self.count))
+        return block
+
+    def _missed(self, query: Tensor, squared: Tensor, place: Tensor) -> Tensor:
+        """Which queries may have nearer items than were found: (n,) bool."""
+        limit = self.limit[query]
+        every = limit.isinf()  # the whole gallery was looked at
+        return ~every & ((place[:, -1] < 0) | (squared[:, -1] + self.products.bound(query)[:, 0] > limit))
+
+    def _ordered(self, query: Places, row: Tensor, item: Tensor, squared: Tensor) -> tuple[Tensor, Tensor]:
+        """The best k of the candidates of each query in order: squared distances (n, k) float64, infinite beyond the
+        candidates; places (n, k), -1 there."""
+        # Bits of numbers of 0 and more are in the order of the numbers.
+        squared = squared.clamp(min=0.0)
+        order = ((row.long() << 32) | squared.view(torch.int32)).argsort()
+        row, item, squared = row.long()[order], item.long()[order], squared[order]
+        norm = self.products.query_norm[query]
+        number = torch.bincount(row, minlength=len(norm))
+        slot = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
+        width = max(self.k, int(number.max()))
+        values = squared.new_full((len(norm), width), torch.inf)
+        places = item.new_full((len(norm), width), -1)
+        values[row, slot], places[row, slot] = squared, item
+        return _order(self.space, self.products, query, values, places, self.k)
+
+
+def _spans(start: int, stop: int, size: int) -> Iterator[slice]:
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))
+
+
+def _leave_out(block: Tensor, own: Tensor | None, query: Places, item: slice) -> None:
     """Sets the queries' own items to infinity."""
     if own is None:
         return
     place = own[query].to(block.device) - item.start
     row = ((place >= 0) & (place < block.shape[1])).nonzero()[:, 0]
     block[row, place[row]] = torch.inf
-
-
-def _candidates(block: Tensor, k: int, bound: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row the k smallest values and all within `bound` of the k-th: values (n, c), infinite where there are
-    fewer, and columns (n, c); by value."""
-    rows, columns = block.shape
-    if columns <= 2 * k:
-        return _sorted(block, torch.arange(columns, device=block.device).expand(rows, columns))
-    if columns <= 32 * k:
-        return _sorted(*_below(block, _kth(block, k) + bound))
-    # A sample tells about where the k-th value lies; rows that it misjudges are selected from once more.
-    sample = block[:, ::16]
-    guess = min(sample.shape[1], int(k / 16 + k**0.5) + 2)
-    limit = _kth(sample, guess)
-    values, column = _sorted(*_below(block, limit))
-    kth = values[:, k - 1 : k] if values.shape[1] >= k else torch.full_like(limit, torch.inf)
-    wrong = ~(kth + bound <= limit)[:, 0]
-    if bool(wrong.any()):
-        limit[wrong] = _kth(block[wrong], k) + bound[wrong]
-        values, column = _sorted(*_below(block, limit))
-    return values, column
 
 
 def _kth(values: Tensor, k: int) -> Tensor:
@@ -306,38 +401,27 @@ def _sorted(values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     return values.gather(1, order), places.gather(1, order)
 
 
-def _below(block: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """The values of each row up to its limit, and their columns, ascending; padded with infinity and 0."""
-    row, column = (block <= limit).nonzero(as_tuple=True)
-    count = torch.bincount(row, minlength=len(block))
-    slot = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    width = int(count.max()) if len(row) else 0
-    values = block.new_full((len(block), width), torch.inf)
-    columns = row.new_zeros(len(block), width)
-    values[row, slot] = block[row, column]
-    columns[row, slot] = column
-    return values, columns
-
-
 def _order(
-    space: Space, products: _Products, query: slice, values: Tensor, place: Tensor, k: int
+    space: Space, products: _Products, query: Places, values: Tensor, place: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """The k best candidates of each row in order, with squared distances (n, k) float64.
 
-    Candidates that rounding could exchange, and near ones, get their distances by differences.
+    values, place: (n, c), by value; infinite and -1 where there is none. Candidates that rounding could exchange, and
+    near ones, get their distances by differences.
     """
     bound = products.bound(query)
     norm = products.query_norm[query][:, None]
     keep = (values <= values[:, k - 1 : k] + bound) & values.isfinite()
-    width = int(keep.sum(1).max())
+    width = max(k, int(keep.sum(1).max()))
     values, place, keep = values[:, :width], place[:, :width], keep[:, :width]
     close = values.diff(dim=1) <= bound
-    near = values + norm <= _SMALL * (norm + products.gallery_norm[place])
+    near = values <= _SMALL * (norm + products.gallery_norm[place])
     again = torch.nn.functional.pad(close, (1, 0)) | torch.nn.functional.pad(close, (0, 1)) | near
     row, slot = (again & keep).nonzero(as_tuple=True)
-    squared = (values.double() + norm).clamp_(min=0.0)
+    squared = values.double().clamp_(min=0.0)
     if space.distance != "hamming":
-        squared[row, slot] = space.exact(row + query.start, place[row, slot])
+        number = row + query.start if isinstance(query, slice) else query[row]
+        squared[row, slot] = space.exact(number, place[row, slot])
     squared.masked_fill_(~keep, torch.inf)
     squared, place = _sorted(squared, place.masked_fill(~keep, -1))
     # Equal distances are still in any order.
@@ -414,8 +498,8 @@ def _items_before(
     """
     block = products.block(query, item)
     _leave_out(block, own, query, item)
-    norm, bound = products.query_norm[query][:, None], products.bound(query)
-    targets = (value - norm).float()  # as the block has them, rounded within the bound
+    bound = products.bound(query)
+    targets = value.float()  # rounded within the bound
     low = torch.searchsorted(targets, block - bound)
     high = torch.searchsorted(targets, block + bound, right=True)
     clear = low == high

@@ -75,6 +75,23 @@ def test_boxes_are_the_protocols(seed: int, cells: int) -> None:
         assert found.at(place).tolist() == boxes[kept]
 
 
+@given(seed=st.integers(0, 10_000), side=st.integers(3, 7))
+def test_one_peak_around_a_hole(seed: int, side: int) -> None:
+    """A slope that runs around a pit has one component at every cut, and a hole at the low ones."""
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    heat = np.pad(0.6 + 0.1 * np.arctan2(y, x) / np.pi, 2)
+    generator = np.random.default_rng(seed)
+    row, column = generator.integers(3, side + 1, 2) if side > 3 else (3, 3)
+    heat[row, column] = generator.uniform(0, 0.5)
+    heat /= heat.max()
+    tau = np.linspace(0, 0.99, 40)
+    found = map_boxes(heat, tau)
+    for place, threshold in enumerate(tau):
+        boxes, kept = plain_boxes(heat, threshold)
+        assert sorted(found.all_at(place).tolist()) == sorted(boxes)
+        assert found.at(place).tolist() == boxes[kept]
+
+
 @given(seed=st.integers(0, 10_000))
 def test_a_sweep_counts_as_every_threshold_alone(seed: int) -> None:
     """Cuts that are shared between thresholds, or left out because no box could count, change nothing."""

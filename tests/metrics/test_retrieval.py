@@ -99,7 +99,7 @@ def test_sampled_thresholds_lose_nothing() -> None:
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "random"])
-def test_limits_of_earlier_blocks_lose_nothing(order: str) -> None:
+def test_ties_over_several_blocks_lose_nothing(order: str) -> None:
     """More items than a block has; all distances come several times, in different blocks."""
     generator = torch.Generator().manual_seed(0)
     gallery = torch.randint(-3, 4, (10_000, 3), generator=generator).float()
@@ -112,6 +112,28 @@ def test_limits_of_earlier_blocks_lose_nothing(order: str) -> None:
     sorted_, places = (truth**2).round(decimals=9).sort(dim=1, stable=True)
     assert torch.equal(place, places[:, :20])
     torch.testing.assert_close(distances.double(), sorted_[:, :20].sqrt(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["random", "twins", "equal", "one cluster"])
+@pytest.mark.parametrize("memory", [2**18, 2**28])
+def test_a_set_in_itself_of_several_tiles(kind: str, memory: int) -> None:
+    """Each product serves both of its items; ties and clusters that the sample misjudges lose nothing."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2600, 8, generator=generator)
+    if kind == "twins":
+        rows[1300:] = rows[:1300]
+    if kind == "equal":
+        rows[:] = rows[0]
+    if kind == "one cluster":
+        rows[:40] = rows[0] + 1e-3 * rows[:40]
+    own = torch.arange(len(rows))
+    own[::7] = -1  # these find themselves
+    truth = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    truth[own >= 0, own[own >= 0]] = torch.inf
+    sorted_, places = truth.sort(dim=1, stable=True)
+    distances, place = nearest(rows, rows, 50, own=own, memory=memory)
+    assert torch.equal(place, places[:, :50])
+    torch.testing.assert_close(distances.double(), sorted_[:, :50], rtol=1e-6, atol=1e-6)
 
 
 def test_near_duplicates_keep_their_distances() -> None:

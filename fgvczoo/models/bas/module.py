@@ -11,16 +11,14 @@ from torch.nn import functional as F
 
 from fgvczoo.batch import Batch
 from fgvczoo.errors import FgvczooError, FgvczooWarning
-from fgvczoo.explain.localization import LocalizationExplanation, explain_localization
+from fgvczoo.explain.localization import MapModule
 from fgvczoo.models.bas.losses import LossWeights, loss_terms, total_loss
 from fgvczoo.models.bas.network import BASNetwork
 from fgvczoo.tasks.base import Needs
-from fgvczoo.tasks.classification import Box
-from fgvczoo.tasks.localization import LocalizationModule
 from fgvczoo.tasks.stages import Group, Stage
 
 
-class BAS(LocalizationModule):
+class BAS(MapModule):
     """Background Activation Suppression (Zhai, Wu et al., IJCV 2023; Wu, Zhai, Cao, CVPR 2022).
 
     Args:
@@ -115,24 +113,7 @@ class BAS(LocalizationModule):
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True)
         return loss
 
-    def explain(
-        self,
-        image: Any,
-        *,
-        target: int | str | None = None,
-        top: int = 6,
-        box: Box | None = None,
-        truth: Any = None,
-    ) -> LocalizationExplanation:
-        """Where a class is: the map and its box, and the maps of the highest-scored classes alone.
-
-        image, box: as `predict` takes them. target: class index or name; None: the predicted one. top: how many
-        classes' own maps are shown. truth: boxes (n, 4) of the object in pixels of the picture, to compare with.
-        """
-        return explain_localization(self, image, target=target, top=top, box=box, truth=truth, single=self._single)
-
-    def _single(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Maps (N, H, W) of N classes on one image (1, 3, h, w)."""
+    def single_maps(self, images: Tensor, classes: Tensor) -> Tensor:
         return self.network.maps_of(self.network.features(images), classes)[0]
 
 

@@ -11,19 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgvczoo.batch import Batch
-from fgvczoo.explain.localization import LocalizationExplanation, explain_localization
+from fgvczoo.explain.localization import MapModule
 from fgvczoo.metrics.segmentation import SeedIoU
 from fgvczoo.models.bas.losses import LossWeights, loss_terms, present_against_absent, total_loss
 from fgvczoo.models.bas.network import BASNetwork
 from fgvczoo.models.bas.seeds import SCALES, Seeds, seeds_of
 from fgvczoo.preprocess import read_image
 from fgvczoo.tasks.base import Needs
-from fgvczoo.tasks.classification import Box
-from fgvczoo.tasks.localization import LocalizationModule
 from fgvczoo.tasks.stages import Group, Stage
 
 
-class BASSegmentation(LocalizationModule):
+class BASSegmentation(MapModule):
     """The segmentation form of BAS (Zhai, Wu et al., IJCV 2023): its maps are seeds of segmentation.
 
     A batch's classes are its `labels` (B, C); without that key, the one of `label`. `test` reports `seed_miou`, where
@@ -142,17 +140,5 @@ class BASSegmentation(LocalizationModule):
         self.log_dict({"test/seed_miou": values["miou"].float(), "test/seed_threshold": values["threshold"].float()})
         self.test_seeds.reset()
 
-    def explain(
-        self,
-        image: Any,
-        *,
-        target: int | str | None = None,
-        top: int = 6,
-        box: Box | None = None,
-        truth: Any = None,
-    ) -> LocalizationExplanation:
-        """Where a class is; see `BAS.explain`."""
-        return explain_localization(self, image, target=target, top=top, box=box, truth=truth, single=self._single)
-
-    def _single(self, images: Tensor, classes: Tensor) -> Tensor:
+    def single_maps(self, images: Tensor, classes: Tensor) -> Tensor:
         return self.network.maps_of(self.network.features(images), classes)[0]

@@ -8,16 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgvczoo.batch import Batch
-from fgvczoo.explain.localization import LocalizationExplanation, explain_localization
+from fgvczoo.explain.localization import MapModule
 from fgvczoo.nn.backbones import Backbone
 from fgvczoo.nn.cam import cam
 from fgvczoo.tasks.base import Needs
-from fgvczoo.tasks.classification import Box
-from fgvczoo.tasks.localization import LocalizationModule
 from fgvczoo.tasks.stages import Group, Stage
 
 
-class CAM(LocalizationModule):
+class CAM(MapModule):
     """Mean-pooled features of a trunk, a linear layer, cross entropy; the map is the class's weighted sum of features.
 
     Args:
@@ -79,18 +77,6 @@ class CAM(LocalizationModule):
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True)
         return loss
 
-    def explain(
-        self,
-        image: Any,
-        *,
-        target: int | str | None = None,
-        top: int = 6,
-        box: Box | None = None,
-        truth: Any = None,
-    ) -> LocalizationExplanation:
-        """Where a class is: the map, its box, and the maps of the highest-scored classes; see `BAS.explain`."""
-        return explain_localization(self, image, target=target, top=top, box=box, truth=truth, single=self._single)
-
-    def _single(self, images: Tensor, classes: Tensor) -> Tensor:
+    def single_maps(self, images: Tensor, classes: Tensor) -> Tensor:
         features = self.backbone(images).expand(len(classes), -1, -1, -1)
         return cam(features, self.head.weight, classes)
