@@ -19,7 +19,7 @@ from fgvczoo.zoo.load import load
 from tests.conftest import RECIPES
 
 RETRIEVAL = ["--model.out_index", "1"]
-# Of MetaFormer what has no batch norm: metadata is masked, batches are mixed, branches dropped, all by the global batch.
+# Of MetaFormer what has no batch norm: masking, mixing and drop path are drawn for the global batch.
 TRANSFORMERS = "{" + ", ".join(f"{name}: {{lr: 1.0e-3}}" for name in ("stage_3", "stage_4", "metadata", "head")) + "}"
 TRUNKS = {
     "bas": ["--model.backbone", "vgg11", "--model.backbone_options", "null"],

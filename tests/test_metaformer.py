@@ -98,7 +98,7 @@ def test_any_multiple_of_32_also_not_square(size: tuple[int, int]) -> None:
 
 
 def test_what_does_not_fit_is_said_before_the_network() -> None:
-    with pytest.raises(FgvczooError, match="48 x 64.*multiples of 32"):
+    with pytest.raises(FgvczooError, match=r"48 x 64.*multiples of 32"):
         network((48, 64))
     model, images = network(), torch.randn(2, 3, 64, 64)
     with pytest.raises(FgvczooError, match="1 groups of metadata; the network has 2"):
@@ -177,7 +177,9 @@ def test_mixed_batches() -> None:
     mixed = cut.images(images)
     own = (mixed == images).all(dim=1).float().mean(dim=(1, 2))
     torch.testing.assert_close(own, torch.full((4,), cut.share))
-    torch.testing.assert_close(cut.targets(torch.eye(4)), cut.share * torch.eye(4) + (1 - cut.share) * torch.eye(4).flip(0))
+    torch.testing.assert_close(
+        cut.targets(torch.eye(4)), cut.share * torch.eye(4) + (1 - cut.share) * torch.eye(4).flip(0)
+    )
     up = Mixing(cutmix=0).draw((16, 24), np.random.default_rng(1))
     torch.testing.assert_close(up.images(images), up.share * images + (1 - up.share) * images.flip(0))
     off = Mixing(probability=0).draw((16, 24), np.random.default_rng(1))
@@ -233,7 +235,7 @@ def test_a_place_outside_of_the_world_stops_training_with_its_row(run: Path) -> 
         "metadata": {"place": torch.tensor([[1.0, 2.0], [3.0, 190.0]]), "date": torch.ones(2, 2)},
         "metadata_valid": {"place": torch.tensor([True, True]), "date": torch.tensor([True, True])},
     }
-    with pytest.raises(FgvczooError, match="^row 9 of the data: longitude 190"):
+    with pytest.raises(FgvczooError, match=r"^row 9 of the data: longitude 190"):
         model.on_before_batch_transfer(batch, 0)
 
 
@@ -357,9 +359,9 @@ def test_parts_of_a_checkpoint() -> None:
     model, report = import_checkpoint("metaformer", vision, metadata={"place": "sphere"})
     assert model.metadata_groups == ("place",) and all(name.startswith("metadata.") for name in report.missing)
     assert any(line.startswith("missing") for line in report.lines())
-    with pytest.raises(FgvczooError, match="stage_9.x.weight is no tensor of MetaFG"):
+    with pytest.raises(FgvczooError, match=r"stage_9.x.weight is no tensor of MetaFG"):
         import_checkpoint("metaformer", {**state, "stage_9.x.weight": torch.zeros(1)})
-    with pytest.raises(FgvczooError, match="no stage_0.0.weight"):
+    with pytest.raises(FgvczooError, match=r"no stage_0.0.weight"):
         import_checkpoint("metaformer", {"head.weight": torch.zeros(2, 2)})
     with pytest.raises(FgvczooError, match="resizing='best'"):
         import_checkpoint("metaformer", state, resizing="best")

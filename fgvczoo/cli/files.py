@@ -124,7 +124,7 @@ def predict_files(
 
     results: list[Prediction] = []
     for images, names in _read(files, boxes, "predicting", unreadable):
-        given = {} if metadata is None else {"metadata": [metadata(Path(name)) for name in names]}
+        given: dict[str, Any] = {} if metadata is None else {"metadata": [metadata(Path(name)) for name in names]}
         predictions = model.predict(images, top=top, **given)
         assert isinstance(predictions, list)
         results += [replace(prediction, source=name) for prediction, name in zip(predictions, names)]

@@ -32,7 +32,9 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 class ReadsMetadata(Protocol):
     """A classifier whose scores depend on metadata."""
 
-    paper: str
+    @property
+    def paper(self) -> str: ...
+
     class_names: list[str]
     preprocess: Preprocess
     encoder: MetadataEncoder
@@ -218,8 +220,8 @@ def explain_metadata(
     index = predicted if target is None else model.class_index(target)
     both = torch.maximum(scores[0], scores[1]).clone()
     both[index] = 2  # it is always among them
-    shown = both.topk(min(max(top, 1), len(both))).indices
-    shown = shown[scores[0, shown].argsort(descending=True)].tolist()
+    best = both.topk(min(max(top, 1), len(both))).indices
+    shown = best[scores[0, best].argsort(descending=True)].tolist()
     latitudes, longitudes = np.arange(90 - CELL / 2, -90, -CELL), np.arange(-180 + CELL / 2, 180, CELL)
     places = months = place = month = None
     if "place" in encoder.names:

@@ -99,9 +99,7 @@ class MetadataEncoder:
     def __init__(self, groups: Mapping[str, Description], zero_is_missing: bool = False) -> None:
         self.zero_is_missing = zero_is_missing
         self.shapes: tuple[MetadataShape, ...] = tuple(_shape(name, text) for name, text in groups.items())
-        self._encodings = {
-            name: ENCODINGS[name][text][0] for name, text in groups.items() if isinstance(text, str)
-        }
+        self._encodings = {name: ENCODINGS[name][text][0] for name, text in groups.items() if isinstance(text, str)}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -179,7 +177,9 @@ class MetadataEncoder:
         self.check({name: tensor[None] for name, tensor in raw.items()}, [where])
         return raw
 
-    def check(self, raw: Mapping[str, Tensor], rows: Sequence[object], valid: Mapping[str, Tensor] | None = None) -> None:
+    def check(
+        self, raw: Mapping[str, Tensor], rows: Sequence[object], valid: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Raises `FgvczooError` naming the row of a value outside its range: latitude -90..90, longitude -180..180,
         month 1..12, hour 0..23, day 1..31, infinite numbers. NaN, and what is not valid, is missing."""
         for name in self.names:
@@ -241,7 +241,7 @@ _OFFICIAL_HOUR = re.compile(r"(\d+)-(\d+)-(\d+) (\d+):(\d+):(\d+)")
 
 
 def parse_date(text: str, where: str = "date") -> Date:
-    """"YYYY-MM-DD", alone or with "hh:mm:ss" (or a part of it) behind a blank or a T; a time zone is accepted and left
+    """ "YYYY-MM-DD", alone or with "hh:mm:ss" (or a part of it) behind a blank or a T; a time zone is accepted and left
     out of account: the local clock counts. Without a time the hour is NaN. An empty text is a missing date, all NaN.
 
     Raises `FgvczooError` for another form and for a day or hour that does not exist.

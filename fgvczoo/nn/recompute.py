@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 Activation = Literal["relu", "silu"]
 Rebuild = Callable[[], Tensor]
+Norm = nn.BatchNorm2d | nn.SyncBatchNorm
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu_, "silu": lambda x: F.silu(x, inplace=True)}
 
 
@@ -34,7 +35,7 @@ def rebuilding(value: Tensor, rebuild: Rebuild | None) -> Any:
     return saved_tensors_hooks(pack, lambda packed: packed if isinstance(packed, Tensor) else packed())
 
 
-def norm_activation(x: Tensor, norm: nn.BatchNorm2d, activation: Activation) -> tuple[Tensor, Rebuild | None]:
+def norm_activation(x: Tensor, norm: Norm, activation: Activation) -> tuple[Tensor, Rebuild | None]:
     """activation(norm(x)) of maps (B, C, H, W), of which training stores x only, and how to make it again.
 
     In eval mode, under `torch.compile`, and for synchronised norms, the layers run as they are (no way to rebuild).

@@ -71,7 +71,7 @@ class StagedModule(L.LightningModule, ABC):
     """
 
     paper: ClassVar[str]
-    needs: ClassVar[Needs] = Needs()
+    needs: Needs = Needs()
     actions: ClassVar[dict[str, str]] = {}
     output_names: ClassVar[tuple[str, ...]] = ("logits",)  # of what `forward` gives, in exported files
 

@@ -86,7 +86,10 @@ def partners(values: Tensor) -> Tensor:
     if mirror == rank():
         return values.flip(0)
     values, received = values.contiguous(), torch.empty_like(values)
-    exchange = [distributed.P2POp(distributed.isend, values, mirror), distributed.P2POp(distributed.irecv, received, mirror)]
+    exchange = [
+        distributed.P2POp(distributed.isend, values, mirror),
+        distributed.P2POp(distributed.irecv, received, mirror),
+    ]
     for request in distributed.batch_isend_irecv(exchange):
         request.wait()
     return received.flip(0)
@@ -106,7 +109,7 @@ def own_share(values: Tensor, dim: int = 0) -> Tensor:
 
 
 def drawn_seed(epoch: int, batch: int, stream: int) -> tuple[int, ...]:
-    """What a draw for the batch of this number in an epoch is seeded with; `stream` keeps draws for other ends apart."""
+    """What a draw for the batch of this number in an epoch is seeded with; `stream` keeps kinds of draws apart."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0)), epoch, batch, stream
 
 

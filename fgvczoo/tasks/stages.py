@@ -25,7 +25,6 @@ from torch.optim import Optimizer
 
 from fgvczoo.errors import FgvczooError, did_you_mean
 
-
 _SCHEDULES = ("constant", "milestones", "cosine", "polynomial", "cosine-updates")
 
 

@@ -133,8 +133,9 @@ def import_checkpoint(
 def official_module(paper: str) -> ModuleType:
     """`models/PAPER/official.py`: `state_from_official` renames the tensors of a state dict to those of our network,
     `arguments_from_official` infers constructor arguments from them; where it has OPTIONAL_PARTS, those of our network
-    may be wanted without being in the checkpoint; `resized` says which tensors are made to fit an image size; where there is `options_from_module`, it takes
-    options of both, and further arguments, from what a whole module says beside its tensors.
+    may be wanted without being in the checkpoint; `resized` says which tensors are made to fit an image size; where
+    there is `options_from_module`, it takes options of both, and further arguments, from what a whole module says
+    beside its tensors.
 
     Raises `FgvczooError` for an unknown paper and for one that has no such module.
     """

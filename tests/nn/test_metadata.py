@@ -50,15 +50,19 @@ def test_what_is_missing_is_zero_by_group() -> None:
     assert encoded(lat=NAN, lon=3.0)[1] == [0.0] * 3
     official = MetadataEncoder({"place": "sphere"}, zero_is_missing=True)
     assert official.encode({"place": torch.tensor([[0.0, 20.0], [1.0, 2.0]])})[0].abs().sum(1).gt(0).tolist() == [0, 1]
-    half = GEO.encode(
-        {"place": torch.ones(2, 2), "date": torch.ones(2, 2)}, {"place": torch.tensor([True, False])}
-    )
+    half = GEO.encode({"place": torch.ones(2, 2), "date": torch.ones(2, 2)}, {"place": torch.tensor([True, False])})
     assert half[1][1].tolist() == [0.0] * 3 and half[1][0].any() and half[0].any(dim=1).all()
 
 
 def test_one_moment_in_many_words() -> None:
     expected = encoded(date="2021-06-05 14:30:00")
-    for date in ("2021-06-05T14:30", " 2021-06-05 14:59:59+02:00", "2021-06-05 14", datetime.datetime(2021, 6, 5, 14), (6, 14)):
+    for date in (
+        "2021-06-05T14:30",
+        " 2021-06-05 14:59:59+02:00",
+        "2021-06-05 14",
+        datetime.datetime(2021, 6, 5, 14),
+        (6, 14),
+    ):
         assert encoded(date=date) == expected
     assert encoded(month=6, hour="14") == encoded(date="2021-06-05", hour=14) == expected
     assert encoded(place=(46.9, 7.4)) == encoded(lat="46.9", lon=7.4) == encoded(latitude=46.9, longitude=7.4)
@@ -91,7 +95,7 @@ def test_batches_are_checked_where_they_are_valid() -> None:
     raw = {"place": torch.tensor([[0.0, 190.0], [NAN, 3.0], [1.0, 190.0]])}
     place = MetadataEncoder({"place": "sphere"})
     place.check(raw, ["a", "b", "c"], {"place": torch.tensor([False, True, False])})
-    with pytest.raises(FgvczooError, match="^c: longitude 190"):
+    with pytest.raises(FgvczooError, match=r"^c: longitude 190"):
         place.check(raw, ["a", "b", "c"], {"place": torch.tensor([False, True, True])})
     with pytest.raises(FgvczooError, match="no metadata 'date', only place"):
         GEO.encode(raw)
@@ -110,7 +114,9 @@ def test_vectors_are_taken_as_they_are() -> None:
         encoder.read({"attributes": [1, 0, math.inf]})
 
 
-@pytest.mark.parametrize("groups", [{"place": "cube"}, {"place": 3}, {"attributes": "all"}, {"text": [1, 2, 3]}, {"a": 0}])
+@pytest.mark.parametrize(
+    "groups", [{"place": "cube"}, {"place": 3}, {"attributes": "all"}, {"text": [1, 2, 3]}, {"a": 0}]
+)
 def test_unknown_encodings_are_refused(groups: dict[str, object]) -> None:
     with pytest.raises(FgvczooError, match="metadata "):
         MetadataEncoder(groups)  # type: ignore[arg-type]

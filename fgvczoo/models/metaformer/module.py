@@ -97,9 +97,7 @@ class MetaFormer(ClassificationModule):
         self.metadata_groups = self.encoder.names
         keys = {"attributes" if name == "attributes" else "metadata" for name in self.metadata_groups}
         self.needs = Needs(keys=tuple(sorted(keys)))
-        self.network = MetaFG(
-            num_classes, size, self.preprocess.size, self.encoder.shapes, drop_path, only_last_cls
-        )
+        self.network = MetaFG(num_classes, size, self.preprocess.size, self.encoder.shapes, drop_path, only_last_cls)
         self.label_smoothing, self.mix_metadata = label_smoothing, mix_metadata
         self.mixing = Mixing(**mixing) if isinstance(mixing, dict) else mixing or Mixing()
         self.masking = MetadataMasking(**masking) if isinstance(masking, dict) else masking or MetadataMasking()
@@ -208,13 +206,10 @@ class MetaFormer(ClassificationModule):
         try:
             first, second = self.network.convolutions(image[None].to(self.device))
             groups = [group.to(self.device) for group in self.encoder.encode(raw)]
-            scores = [
-                self.network.fuse(first.expand(len(parts[0]), -1, -1, -1), second.expand(len(parts[0]), -1, -1, -1), parts)
-                .logits.softmax(dim=1)
-                .float()
-                .cpu()
-                for parts in zip(*(group.split(_AT_ONCE) for group in groups))
-            ]
+            scores = []
+            for parts in zip(*(group.split(_AT_ONCE) for group in groups)):
+                one, two = (part.expand(len(parts[0]), -1, -1, -1) for part in (first, second))
+                scores.append(self.network.fuse(one, two, parts).logits.softmax(dim=1).float().cpu())
         finally:
             self.train(was_training)
         return torch.cat(scores)

@@ -1,4 +1,4 @@
-"""MetaFG, the network of MetaFormer (Diao et al., arXiv 2203.02751): convolutions, then transformers that read metadata.
+"""MetaFG, the network of MetaFormer (Diao et al., arXiv 2203.02751): convolutions, then transformers with metadata.
 
 B images, C classes, D channels of a stage, h x w cells of its grid, E extra tokens (the class token and those of the
 metadata), N = E + h w tokens.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ class Stem(nn.Module):
         super().__init__()
         widths = (3, 3 * (width // 4), width, width)
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2 if a == 3 else 1, padding=1, bias=False) for a, b in zip(widths, widths[1:])
+            nn.Conv2d(a, b, 3, stride=2 if a == 3 else 1, padding=1, bias=False) for a, b in pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for b in widths[1:])
 
@@ -69,6 +70,7 @@ class Stem(nn.Module):
         """(B, 3, H, W) -> (B, D, H / 4, W / 4)."""
         x, rebuild = images, None
         for conv, norm in zip(self.convs, self.norms):
+            assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
             with rebuilding(x, rebuild):
                 x = conv(x)
             x, rebuild = norm_activation(x, norm, "relu")
@@ -307,15 +309,11 @@ class MetaFG(nn.Module):
         # Convolutions run in this order on CPUs and GPUs alike: no maps are copied from one order to the other.
         self.to(memory_format=torch.channels_last)
 
-    def forward(
-        self, images: Tensor, metadata: Sequence[Tensor] | None = None, draws: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, images: Tensor, metadata: Sequence[Tensor] | None = None, draws: Tensor | None = None) -> Tensor:
         """Logits (B, C); arguments as `output`."""
         return self.output(images, metadata, draws).logits
 
-    def output(
-        self, images: Tensor, metadata: Sequence[Tensor] | None = None, draws: Tensor | None = None
-    ) -> Output:
+    def output(self, images: Tensor, metadata: Sequence[Tensor] | None = None, draws: Tensor | None = None) -> Output:
         """images: (B, 3, H, W). metadata: (B, k) or (B, t, k) of each group; None: zeros, which is what missing
         metadata is. draws: (`branches`, B) uniform in [0, 1), on the CPU, which drop path of blocks in train mode rests
         on; None: drawn."""
@@ -351,11 +349,8 @@ class MetaFG(nn.Module):
         count = 2 * (len(self.stage_3.blocks) + len(self.stage_4.blocks))
         factors = [None] * count if keep is None else list(keep)[-count:]
         split = 2 * len(self.stage_3.blocks)
-        tokens_3, tokens_4 = (
-            [embedders[stage](group) for embedders, group in zip(self.metadata, vectors)] for stage in (0, 1)
-        )
-        third = self.stage_3(second, tokens_3, factors[:split])
-        fourth = self.stage_4(self.stage_3.maps(third), tokens_4, factors[split:])
+        third = self.stage_3(second, self._tokens(vectors, 0), factors[:split])
+        fourth = self.stage_4(self.stage_3.maps(third), self._tokens(vectors, 1), factors[split:])
         features = self.aggregation(third[:, 0], fourth[:, 0])
         return Output(self.classifier(features), features, (first, second, third, fourth))
 
@@ -367,6 +362,11 @@ class MetaFG(nn.Module):
     def _blocks(self) -> list[nn.Module]:
         """Of stages 1 to 4."""
         return [*self.stage_1, *self.stage_2, *self.stage_3.blocks, *self.stage_4.blocks]
+
+    def _tokens(self, vectors: Sequence[Tensor], stage: int) -> list[Tensor]:
+        """Each group as tokens of stage 3 (0) or 4 (1)."""
+        embedders = [both[stage] for both in self.metadata if isinstance(both, nn.ModuleList)]
+        return [embedder(group) for embedder, group in zip(embedders, vectors)]
 
     def _vectors(self, metadata: Sequence[Tensor] | None, like: Tensor) -> list[Tensor]:
         shapes = self.metadata_shapes
@@ -425,4 +425,3 @@ def _branches(block: nn.Module) -> int:
 def dropped(branch: Tensor, keep: Tensor | None) -> Tensor:
     """A residual branch (B, ...) times its samples' factors (B,); see `MBConv.forward`."""
     return branch if keep is None else branch * keep.view(-1, *[1] * (branch.ndim - 1))
-

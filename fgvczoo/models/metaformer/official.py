@@ -210,7 +210,7 @@ def _depth(state: Mapping[str, Tensor], stage: int) -> int:
 
 
 def _metadata(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    widths = []
+    widths: list[int] = []
     while (key := f"meta_{len(widths) + 1}_head_1.0.weight") in state:
         widths.append(state[key].shape[1])
     if tuple(widths) in _GROUPS:
@@ -223,7 +223,7 @@ def _metadata(state: Mapping[str, Tensor]) -> dict[str, Any]:
             )
         return dict(_GROUPS[tuple(widths)])
     warnings.warn(
-        f"metadata groups of {', '.join(map(str, widths))} numbers are none of the paper's; they are called group_1 ...",
+        f"metadata groups of {', '.join(map(str, widths))} numbers are none of the paper's; called group_1, ...",
         FgvczooWarning,
         stacklevel=2,
     )
@@ -239,8 +239,8 @@ def _grid(table: Tensor, stage: int, image_size: int | list[int] | tuple[int, in
         grid = grid_of(_pair(image_size), stage)
     if (2 * grid[0] - 1) * (2 * grid[1] - 1) + 1 != len(table):
         raise FgvczooError(
-            f"a table of {len(table)} relative positions in stage {stage} is not that of a grid of {grid[0]} x {grid[1]};"
-            " give checkpoint_size, the height and width that the checkpoint was trained at"
+            f"a table of {len(table)} relative positions in stage {stage} is not that of a grid of {grid[0]} x"
+            f" {grid[1]}; give checkpoint_size, the height and width that the checkpoint was trained at"
         )
     return grid
 
