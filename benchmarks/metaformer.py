@@ -1,10 +1,10 @@
 """MetaFormer's training step against a plain transcription of the paper: `python benchmarks/metaformer.py`.
 
-MetaFG_0 with place and date, images of 224 pixels, batch of 8, float32, no drop path: forward, loss, backward, one step
-of AdamW. The plain way has the same weights and every layer as the formulas say it: attention scores, the gathered
-bias and their softmax as arrays, norm and activation one after the other. Each way runs in a fresh process: one warm-up, then
-the median of 3 steps, and the peak of the resident set over that of the built network. The losses of the warm-up must
-agree. Writes results/metaformer-step.json and .md.
+MetaFG_0 with place and date, images of 224 pixels, batch of 8, float32, no drop path: forward, loss, backward, one
+step of AdamW. The plain way has the same weights and every layer as the formulas say it: attention scores, the
+gathered bias and their softmax as arrays, norm and activation one after the other. Each way runs in a fresh process:
+one warm-up, then the median of 3 steps, and the peak of the resident set over that of the built network. The losses of
+the warm-up must agree. Writes results/metaformer-step.json and .md.
 """
 
 from __future__ import annotations
