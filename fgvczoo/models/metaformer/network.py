@@ -82,9 +82,9 @@ class MBConv(nn.Module):
     """Inverted bottleneck with squeeze-and-excitation (as EfficientNet has it). The residual, and with it drop path, is
     there only where shapes allow it."""
 
-    def __init__(self, channels: int, out_channels: int, stride: int = 1) -> None:
+    def __init__(self, channels: int, out_channels: int, stride: int = 1, expansion: int = EXPANSION) -> None:
         super().__init__()
-        inner, squeezed = EXPANSION * channels, max(1, channels // 4)
+        inner, squeezed = expansion * channels, max(1, channels // 4)
         self.expand = nn.Conv2d(channels, inner, 1, bias=False)
         self.norm_1 = nn.BatchNorm2d(inner, eps=0.01)
         self.depthwise = nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False)

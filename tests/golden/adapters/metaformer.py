@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fgvczoo.models.metaformer.losses import soft_cross_entropy, soft_targets
-from fgvczoo.models.metaformer.network import MBConv, MetaFG, RelativeAttention, Size
+from fgvczoo.models.metaformer.network import SIZES, MBConv, MetaFG, RelativeAttention, Size
 from fgvczoo.models.metaformer.official import arguments_from_official, official_name, state_from_official
 from fgvczoo.models.metaformer.position import grid_of, relative_index, resize_table
 from fgvczoo.nn.metadata import (
@@ -68,7 +68,7 @@ def encoding(case: Case) -> dict[str, Any]:
 
 def schedules(case: Case) -> dict[str, Any]:
     config = case.config
-    masking = MetadataMasking(probability=config["mask_prob"])
+    masking = MetadataMasking(config.get("mask_type", "linear"), config["mask_prob"])
     counts = [[masking.count(b, e / config["epochs"]) for e in config["at_epochs"]] for b in config["batch_sizes"]]
     batch = config["batch_per_gpu"] * config["world_size"] * config["accumulation_steps"]
     stage = Stage(
@@ -92,7 +92,7 @@ def schedules(case: Case) -> dict[str, Any]:
 def mbconv(case: Case) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, channels, out_channels, stride in case.config["blocks"]:
-        block = MBConv(channels, out_channels, stride)
+        block = MBConv(channels, out_channels, stride, case.config.get("expand_ratio", 4))
         prefix = f"{name}."
         state = {key.removeprefix(prefix): value for key, value in case.state.items() if key.startswith(prefix)}
         block.load_state_dict(_renamed(state, "stage_1.0."))
@@ -151,7 +151,7 @@ def build(case: Case, drop_path: float = 0.0) -> MetaFG:
     config, state = case.config, case.state
     size = config["img_size"]
     arguments = arguments_from_official(state, checkpoint_size=size)
-    shapes = [MetadataShape(f"group {k}", k, 1) for k in config["meta_dims"]]
+    shapes = [MetadataShape(f"group {k}", k, 1) for k in config.get("meta_dims") or []]
     if len(shapes) == 1:  # its vectors are the tokens beside the class token
         shapes = [shapes[0]._replace(tokens=config["extra_token_num"] - 1)]
     if arguments["num_classes"] != config["num_classes"] or 1 + sum(s.tokens for s in shapes) != config.get(
@@ -171,8 +171,6 @@ def build(case: Case, drop_path: float = 0.0) -> MetaFG:
 
 
 def _size(arguments: dict[str, Any]) -> Size:
-    from fgvczoo.models.metaformer.network import SIZES
-
     if "network" in arguments:
         return SIZES[arguments["network"]]
     names = ("conv_widths", "conv_depths", "attention_widths", "attention_depths")
