@@ -93,7 +93,7 @@ class MetadataExplanation:
 
     @property
     def title(self) -> str:
-        return f"What place and date say of {self.class_name}"
+        return f"What metadata says of {self.class_name}"
 
     @property
     def head(self) -> str:

@@ -168,7 +168,10 @@ class MetadataEncoder:
             elif shape.name == "date":
                 raw["date"] = _date(values, where)
             elif (vector := values.get(shape.name)) is not None:
-                tensor = torch.as_tensor(np.asarray(vector, np.float32))
+                try:
+                    tensor = torch.as_tensor(np.asarray(vector, np.float32))
+                except (TypeError, ValueError):
+                    raise FgvczooError(f"{where}: {shape.name} {str(vector)[:40]!r} are no numbers") from None
                 if tuple(tensor.shape) != self._raw(shape):
                     raise FgvczooError(
                         f"{where}: {shape.name} of shape {tuple(tensor.shape)}; expected {self._raw(shape)}"
@@ -305,6 +308,8 @@ def _date(values: Mapping[str, Any], where: str) -> Tensor:
         found = parse_date(date, where)
     elif date is None or (isinstance(date, float) and math.isnan(date)):
         found = Date(*(_number(values.get(what), where, what) for what in COLUMNS["date"]))
+    elif not isinstance(date, Sequence | np.ndarray | Tensor) or not 1 <= len(date) <= 3:
+        raise FgvczooError(f"{where}: date {date!r}; expected a text, a datetime, or month and hour")
     else:
         numbers = [_number(value, where, "date") for value in date]
         found = Date(*(numbers + [math.nan] * (3 - len(numbers)))[:3])

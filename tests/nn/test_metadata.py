@@ -83,6 +83,7 @@ def test_one_moment_in_many_words() -> None:
         ({"month": 13}, "month 13; expected 1..12"),
         ({"month": 1, "hour": 24}, "hour 24; expected 0..23"),
         ({"date": "yesterday"}, "expected YYYY-MM-DD"),
+        ({"date": 6}, "date 6; expected a text"),
         ({"altitude": 3}, "reads no 'altitude'.*did you mean latitude"),
     ],
 )
@@ -110,6 +111,8 @@ def test_vectors_are_taken_as_they_are() -> None:
     assert encoder.read({"attributes": [1, 0, 1]})["text"].isnan().all()
     with pytest.raises(FgvczooError, match=r"attributes of shape \(2,\); expected \(3,\)"):
         encoder.read({"attributes": [1, 0]})
+    with pytest.raises(FgvczooError, match="attributes 'red' are no numbers"):
+        encoder.read({"attributes": "red"})
     with pytest.raises(FgvczooError, match="infinite"):
         encoder.read({"attributes": [1, 0, math.inf]})
 
