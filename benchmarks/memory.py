@@ -47,7 +47,7 @@ class Peak:
 
         if self.device == "cuda":
             return torch.cuda.max_memory_allocated()
-        return self._status("VmHWM") - self._before
+        return max(0, self._status("VmHWM") - self._before)
 
     @staticmethod
     def _status(key: str) -> int:
@@ -100,7 +100,7 @@ def measure(name: str, device: str, root: str, folder: str) -> dict[str, Any]:
     peak.reset()
     start = time.monotonic()
     if main(["fit", *(str(word) for pair in options.items() for word in pair)]) != 0:
-        raise SystemExit(f"{name} does not train")
+        raise RuntimeError("does not train")
     result: dict[str, Any] = {"train_bytes": peak.bytes(), "train_batch": data["batch_size"]}
     result["seconds"] = round(time.monotonic() - start, 1)
     model = load(run).to(device)
@@ -150,23 +150,33 @@ def main() -> None:
         "recipes": {},
     }
     options.out.mkdir(parents=True, exist_ok=True)
+    failed: list[str] = []
     fresh = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            classes = read_recipe(name).card.num_classes
-            images = -(-2 * read_recipe(name).config["data"]["init_args"]["batch_size"] // classes)
+            classes, data = read_recipe(name).card.num_classes, read_recipe(name).config["data"]["init_args"]
+            images = -(-2 * data["batch_size"] // classes)
+            if data.get("protocol") == "metric-learning":  # trains on half of the classes
+                classes *= 2
             size = Size(pairs=classes // 2, train_per_class=max(2, images), test_per_class=1)
             root = make(Path(folder) / f"birds-{classes}-{size.train_per_class}", size, progress=False)
-            if options.device == "cuda":
-                found = measure(name, options.device, str(root), folder)
-            else:
-                with fresh.Pool(1) as worker:
-                    found = worker.apply(measure, (name, options.device, str(root), folder))
+            try:
+                if options.device == "cuda":
+                    found = measure(name, options.device, str(root), folder)
+                else:
+                    with fresh.Pool(1) as worker:
+                        found = worker.apply(measure, (name, options.device, str(root), folder))
+            except RuntimeError as error:
+                failed.append(f"{name}: {error}")
+                print(failed[-1], file=sys.stderr, flush=True)
+                continue
             print(name, json.dumps(found), file=sys.stderr, flush=True)
             results["recipes"][name] = found
             write_text(options.out / f"memory_{options.device}.json", json.dumps(results, indent=1) + "\n")
             write_text(options.out / f"memory_{options.device}.md", markdown(results))
     print(markdown(results))
+    if failed:
+        raise SystemExit("; ".join(failed))
 
 
 if __name__ == "__main__":

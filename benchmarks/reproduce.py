@@ -70,7 +70,9 @@ def fitted(run: Path) -> dict[str, float]:
 
 
 def ensembles(recipe: Recipe, seeds: int, runs: Path, options: list[str]) -> dict[str, float]:
-    """Top-1 on the test images of the mean probabilities of several seeds' models, by how many they are."""
+    """Top-1 on the test images of the mean probabilities of several seeds' classifiers, by how many they are."""
+    if recipe.card.task != "classification":
+        return {}
     root = next((options[place + 1] for place, word in enumerate(options) if word == "--data.root"), None)
     found = {}
     for size in ENSEMBLES:

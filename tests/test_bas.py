@@ -170,10 +170,25 @@ def test_from_official(tmp_path: Path) -> None:
     assert isinstance(conference.network.classifier[-1], nn.ReLU)
     with pytest.raises(FgvczooError, match="variant='old'"):
         fgvczoo.from_official("bas", state, variant="old")
-    with pytest.raises(FgvczooError, match="segmentation network"):
-        fgvczoo.from_official("bas", {k: v for k, v in state.items() if k != "module.classifier_loc.0.bias"})
+    with pytest.raises(FgvczooError, match="not of bas-segmentation; import it under that name"):
+        fgvczoo.from_official("bas-segmentation", state)
     with pytest.raises(FgvczooError, match="BAS-Extension"):
         fgvczoo.from_official("bas", {"a.weight": torch.zeros(2)})
+
+
+def test_a_segmentation_checkpoint_and_that_it_is_not_passed_on(tmp_path: Path, fgvczoo_in: Any) -> None:
+    torch.manual_seed(0)
+    source = BASNetwork(20, "resnet50", segmentation=True)
+    torch.save(official_state(source), tmp_path / "official.pth")
+    model: Any = fgvczoo.from_official("bas-segmentation", tmp_path / "official.pth")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images)[0], source.eval()(images))
+    with pytest.raises(FgvczooError, match="is a checkpoint of bas-segmentation, not of bas"):
+        fgvczoo.from_official("bas", tmp_path / "official.pth")
+    assert fgvczoo_in("import", "bas-segmentation", tmp_path / "official.pth", "-o", "imported")[0] == 0
+    status, _, err = fgvczoo_in("push", "imported", "someone/bas")
+    assert status == 2 and "may not be passed on" in err
 
 
 def test_official_keys_of_vgg_and_mobilenet() -> None:

@@ -268,9 +268,10 @@ def _write_json(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    from datasets import Dataset
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    Dataset.from_list(rows).to_parquet(path)
+    pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def _write_csv(rows: list[dict[str, Any]], path: Path) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 
 from fgvczoo.data.base import TEXT, FGVCDataModule
-from fgvczoo.data.official import Archive, Masks, Official, Ragged, check_listed, find_folder, read_text
+from fgvczoo.data.official import Archive, Masks, Official, Ragged, check_choice, check_listed, find_folder, read_text
+from fgvczoo.data.xml import read_objects
 from fgvczoo.errors import FgvczooError
 
 CLASSES = (
@@ -27,29 +27,31 @@ _TRAIN, _TEST, _TRAIN_AUG = 1_464, 1_449, 10_582  # of the real set
 
 
 class VOC(Official):
-    """The rows of the segmentation lists: those of training, then the official validation images, which are "test"
-    here, as papers report them.
+    """The rows of the segmentation lists: those of training, then those of validation.
 
     root: the folder that holds `VOCdevkit/VOC2012/`, or that folder itself.
     augmented: train on the 10,582 images for which Hariharan et al. have masks, too: needs `SegmentationClassAug/` and
         its list, `train_aug.txt` or `trainaug.txt`, in `ImageSets/Segmentation/`.
+    test: which official images "test" are: "val", as segmentation is reported; "train", on which seeds are judged,
+        whose classes are known and whose masks did not train.
 
-    Splits: "train", "test", and "seeds", the official training images, on which seeds are judged. A picture has several
-    classes, which are the batch's `labels`; `label` is the first of them.
+    A picture has several classes, which are the batch's `labels`; `label` is the first of them. Raises `FgvczooError`
+    for what is missing, and for another `test`.
     """
 
     name = "voc"
     archives = (Archive("VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", True),)
     keys = ("labels", "boxes", "mask")
 
-    def __init__(self, root: str | Path | None, *, augmented: bool = False) -> None:
+    def __init__(self, root: str | Path | None, *, augmented: bool = False, test: str = "val") -> None:
+        check_choice("test", test, ("val", "train"))
         self.folder = find_folder(root, (FOLDER, "VOC2012", "."), ("JPEGImages",), archives=self.archives, get=_GET)
-        official, test = self._list("train.txt"), self._list("val.txt")
+        official, validation = self._list("train.txt"), self._list("val.txt")
         lists = [name for name in _AUGMENTED if self._set(name).is_file()] or [_AUGMENTED[0]]
         train = self._list(lists[0]) if augmented else official
-        if len(official) == _TRAIN and len(test) == _TEST and augmented and len(train) != _TRAIN_AUG:
+        if len(official) == _TRAIN and len(validation) == _TEST and augmented and len(train) != _TRAIN_AUG:
             raise FgvczooError(f"{self.folder}: {len(train):,} augmented training images; expected {_TRAIN_AUG:,}")
-        ids = list(dict.fromkeys([*train, *official, *test]))
+        ids = list(dict.fromkeys([*train, *official, *validation]))
         self.class_names = list(CLASSES)
         self._masks = self.folder / ("SegmentationClassAug" if augmented else "SegmentationClass")
         check_listed(self.folder / "JPEGImages", [f"{name}.jpg" for name in ids], self._set("train.txt"))
@@ -57,7 +59,7 @@ class VOC(Official):
         place = {name: row for row, name in enumerate(ids)}
         self.splits = {
             split: np.array(sorted(place[name] for name in listed), np.int64)
-            for split, listed in (("train", train), ("test", test), ("seeds", official))
+            for split, listed in (("train", train), ("test", validation if test == "val" else official))
         }
         self.multi = np.zeros((len(ids), len(CLASSES)), np.uint8)  # (N, 20), which classes are there
         for row, name in enumerate(ids):
@@ -114,24 +116,21 @@ class VOC(Official):
 @cache
 def _objects(file: Path) -> list[tuple[int, list[float]]]:
     """Class and box of every object of an annotation."""
-    try:
-        found = []
-        for item in ElementTree.fromstring(read_text(file)).iter("object"):
-            x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
-            found.append((CLASSES.index(item.findtext("name", "")), [x0 - 1, y0 - 1, x1, y1]))
-        return found
-    except (ElementTree.ParseError, ValueError) as error:
-        raise FgvczooError(f"{file}: {error}; expected objects of the {len(CLASSES)} classes with a bndbox") from None
+    found = read_objects(file)
+    for name, _ in found:
+        if name not in CLASSES:
+            raise FgvczooError(f"{file}: object {name!r}; expected one of the {len(CLASSES)} classes")
+    return [(CLASSES.index(name), [x0 - 1, y0 - 1, x1, y1]) for name, (x0, y0, x1, y1) in found]
 
 
 class VOCDataModule(FGVCDataModule):
     """PASCAL VOC 2012. Its pictures are never downloaded here: `root` says where they are.
 
-    root, augmented: see `VOC`. options: see `FGVCDataModule`. Keys: labels (C = 20), boxes, mask (0 background, classes
-    from 1, 255 ignored).
+    root, augmented, test: see `VOC`. options: see `FGVCDataModule`. Keys: labels (C = 20), boxes, mask (0 background,
+    classes from 1, 255 ignored).
     """
 
     reader_class = VOC
 
-    def __init__(self, root: str | None = None, augmented: bool = False, **options: Any) -> None:
-        super().__init__(VOC(root, augmented=augmented), **options)
+    def __init__(self, root: str | None = None, augmented: bool = False, test: str = "val", **options: Any) -> None:
+        super().__init__(VOC(root, augmented=augmented, test=test), **options)

@@ -15,7 +15,9 @@ SAMPLERS = ("all", "hard", "semihard", "random", "distance_weighted")
 
 
 def same_class(labels: Tensor) -> Tensor:
-    """(N,) -> (N, N) bool, true also on the diagonal."""
+    """(N,) -> (N, N) bool, true also on the diagonal. Of tags (N, C): whether there is a common one."""
+    if labels.ndim == 2:
+        return labels.float() @ labels.float().T > 0
     return labels[:, None] == labels
 
 

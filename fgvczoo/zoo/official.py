@@ -85,6 +85,8 @@ def import_checkpoint(
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise FgvczooError(f"{name}: {key} is no tensor but {type(value).__name__}; give a state dict")
+    if hasattr(official, "model_of") and (found := official.model_of(state)) != paper:
+        raise FgvczooError(f"{name} is a checkpoint of {found}, not of {paper}; import it under that name")
     known = inspect.signature(official.state_from_official).parameters
     options = {key: config.pop(key) for key in [*config] if key in known}
     try:
@@ -135,7 +137,7 @@ def official_module(paper: str) -> ModuleType:
     `arguments_from_official` infers constructor arguments from them; where it has OPTIONAL_PARTS, those of our network
     may be wanted without being in the checkpoint; `resized` says which tensors are made to fit an image size; where
     there is `options_from_module`, it takes options of both, and further arguments, from what a whole module says
-    beside its tensors.
+    beside its tensors; where one folder has several models, `model_of` says which one a state dict is of.
 
     Raises `FgvczooError` for an unknown paper and for one that has no such module.
     """

@@ -17,7 +17,7 @@ def test_classes_boxes_and_masks(tmp_path: Path) -> None:
     keys = ["labels", "boxes", "mask"]
     data = VOCDataModule(str(tmp_path), keys=keys, preprocess={"size": [30, 40]})
     assert data.num_classes == 20 and {name: len(rows) for name, rows in data.splits.items()} == {
-        "train": 2, "test": 1, "seeds": 2, "train_plain": 2, "projection": 2,
+        "train": 2, "test": 1, "train_plain": 2, "projection": 2,
     }  # fmt: skip
     batch = next(iter(data.loader("train_plain")))
     first, second = batch["labels"].tolist()
@@ -32,14 +32,16 @@ def test_classes_boxes_and_masks(tmp_path: Path) -> None:
 
 def test_the_augmented_list(tmp_path: Path) -> None:
     base = make_voc(tmp_path)
-    data = VOCDataModule(str(base), augmented=True, keys=["mask"], preprocess={"size": [30, 40]})
-    assert len(data.splits["train"]) == 3 and len(data.splits["seeds"]) == 2
+    data = VOCDataModule(str(base), augmented=True, test="train", keys=["mask"], preprocess={"size": [30, 40]})
+    assert len(data.splits["train"]) == 3 and len(data.splits["test"]) == 2
     assert sum(len(batch["mask"]) for batch in data.loader("train_plain")) == 3
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(FgvczooError, match="no JPEGImages"):
         VOCDataModule(str(tmp_path))
+    with pytest.raises(FgvczooError, match="expected 'val' or 'train'"):
+        VOCDataModule(str(tmp_path), test="seeds")
     base = make_voc(tmp_path)
     note = base / "Annotations/2007_000039.xml"
     note.write_text(note.read_text().replace("tvmonitor", "television"))

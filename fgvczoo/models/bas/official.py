@@ -23,6 +23,13 @@ _MOBILENET_BLOCKS = ["0.0", "1.0", "1.1", "2.0", "2.1", *(f"3.{n}" for n in rang
 _MOBILENET_LAYERS = {"0": "conv_dw", "1": "bn1", "3": "conv_pw", "4": "bn2"}
 
 
+def model_of(state: Mapping[str, Tensor]) -> str:
+    """Which of this folder's models a checkpoint is of: the segmentation form's generator has no bias."""
+    plain = _plain(state)
+    segmentation = "classifier_loc.0.weight" in plain and "classifier_loc.0.bias" not in plain
+    return "bas-segmentation" if segmentation else "bas"
+
+
 def state_from_official(state: Mapping[str, Tensor], variant: str | None = None) -> dict[str, Tensor]:
     """The authors' state dict with the keys of our network. variant: see `arguments_from_official`.
 
@@ -44,11 +51,9 @@ def arguments_from_official(state: Mapping[str, Tensor], variant: str | None = N
     plain = _plain(state)
     if "classifier_loc.0.weight" not in plain:
         raise FgvczooError("no classifier_loc.0.weight in it; expected a checkpoint of BAS or BAS-Extension")
-    if "classifier_loc.0.bias" not in plain:
-        raise FgvczooError(
-            "a checkpoint of BAS-Extension's segmentation network; BASNetwork(segmentation=True) takes its tensors, as"
-            " state_from_official renames them"
-        )
+    num_classes = len(plain["classifier_loc.0.weight"])
+    if model_of(state) == "bas-segmentation":
+        return {"num_classes": num_classes, "backbone": "resnet50"}
     if variant is None:
         warnings.warn(
             "the tensors do not say whether the class maps had a ReLU; taken as the journal's, give variant=conference"
@@ -59,7 +64,7 @@ def arguments_from_official(state: Mapping[str, Tensor], variant: str | None = N
     backbone = next(name for mark, name in _MARKS if any(key.startswith(mark) for key in plain))
     head = next((key for key in _HEADS if f"{key}.0.weight" in plain), None)
     return {
-        "num_classes": len(plain["classifier_loc.0.weight"]),
+        "num_classes": num_classes,
         "backbone": backbone,
         "hidden": len(plain[f"{head}.0.weight"]) if head else 1024,
         "relu_class_maps": variant == "conference",

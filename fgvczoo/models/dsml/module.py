@@ -15,11 +15,14 @@ from fgvczoo.batch import Batch
 from fgvczoo.errors import FgvczooError, FgvczooWarning, did_you_mean
 from fgvczoo.explain.contact_sheet import ContactSheet, Gallery, explain_retrieval
 from fgvczoo.metrics.retrieval import KS, RetrievalMetrics
+from fgvczoo.metrics.retrieval_hashing import HashingMetrics
 from fgvczoo.metrics.retrieval_search import codes
 from fgvczoo.models.dsml import losses as L
 from fgvczoo.models.dsml.distance import SMALLEST_VARIANCE, snr_distance
 from fgvczoo.nn.embeddings import EmbeddingNetwork, euclidean_distances, gather_batch
 from fgvczoo.nn.triplets import SAMPLERS, positive_pairs, sample_triplets, step_generator
+from fgvczoo.progress import progress
+from fgvczoo.tasks.base import DataSource
 from fgvczoo.tasks.classification import Box
 from fgvczoo.tasks.retrieval import RetrievalModule, standard_loss, standard_miner
 from fgvczoo.tasks.stages import Group, Stage
@@ -47,7 +50,8 @@ class DSML(RetrievalModule):
             the name of one of its miners, with `sampler_options`. Distance-weighted sampling takes place in Euclidean
             distances of unit rows, whatever the loss's distance.
         regulariser_weight: of the zero-mean regulariser. reduction: "mean_nonzero" or "mean".
-        eval_distance, ks, clustering, frozen_batch_norm: see `RetrievalModule`.
+        eval_distance, ks, clustering, frozen_batch_norm: see `RetrievalModule`. With "hamming" and data that have a
+            "gallery" split, `test` gives the numbers of `HashingMetrics` for the queries in it. map_at: their k.
         stages, plan: see `tasks.stages`. Groups: backbone, head, and loss where the loss has parameters.
     """
 
@@ -79,6 +83,7 @@ class DSML(RetrievalModule):
         eval_distance: str = "euclidean",
         ks: Sequence[int] = KS,
         clustering: bool = False,
+        map_at: int | None = None,
         frozen_batch_norm: bool = False,
         stages: dict[str, Stage] | None = None,
         plan: list[str | dict[str, int]] | None = None,
@@ -120,6 +125,7 @@ class DSML(RetrievalModule):
             )
         L.reduce(torch.zeros(0), reduction)
         L.similarity(torch.ones(1), similarity)
+        self.hashing = HashingMetrics(map_at)
         self._empty_batches = 0
         self.prepare_plan()
 
@@ -155,7 +161,7 @@ class DSML(RetrievalModule):
         own = self(batch["image"]).float()
         self.check_embeddings(own, batch)
         # Every process sees the global batch and computes the same loss.
-        embeddings, labels = gather_batch(own), gather_batch(batch["label"])
+        embeddings, labels = gather_batch(own), gather_batch(self._labels(batch))
         if not len(positive_pairs(labels)[0]):
             self._empty_batches += 1
         loss = self.structure_loss(embeddings, labels)
@@ -168,6 +174,10 @@ class DSML(RetrievalModule):
         self.log("train/empty_batches", float(self._empty_batches))
         self._empty_batches = 0
         super().on_train_epoch_end()
+
+    def _labels(self, batch: Batch) -> Tensor:
+        """What makes items alike: the class, or when hashing images of several classes (B, C) a common one."""
+        return batch["labels"] if self.structure == "hashing" and "labels" in batch else batch["label"]
 
     def structure_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss of embeddings (N, M) without the regulariser."""
@@ -224,6 +234,36 @@ class DSML(RetrievalModule):
             return super().new_metric()
         # As hashing is evaluated: MAP over whole rankings, queries without a match as 0.
         return RetrievalMetrics(self.ks, "hamming", full=True, lone="miss")
+
+    @property
+    def _data(self) -> DataSource:
+        data: DataSource = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
+
+    @property
+    def _has_gallery(self) -> bool:
+        """Whether the data have a protocol of hashing: "test" are queries to its gallery then."""
+        return self.eval_distance == "hamming" and "gallery" in self._data.splits
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        if not self._has_gallery:
+            super().test_step(batch, batch_idx)
+        else:
+            self.hashing.update(self(batch["image"]), self._labels(batch), batch["index"], gallery=False)
+
+    def on_test_epoch_end(self) -> None:
+        if not self._has_gallery:
+            super().on_test_epoch_end()
+            return
+        with torch.inference_mode():
+            for batch in progress(self._data.loader("gallery"), "the gallery", show=self.global_rank == 0):
+                outputs = self(batch["image"].to(self.device))
+                labels, index = self._labels(batch).to(self.device), batch["index"].to(self.device)
+                self.hashing.update(outputs, labels, index, gallery=True)
+        name = "map" if self.hashing.k is None else f"map_at_{self.hashing.k}"
+        scores = {key.replace("map", name): value for key, value in self.hashing.compute().items()}
+        self.log_dict({f"test/{key}": value.float() for key, value in scores.items()})
+        self.hashing.reset()
 
     def further_scores(self) -> dict[str, Tensor]:
         if self.eval_distance != "hamming":
