@@ -40,7 +40,8 @@ def write_copy(root: Path, images: int, classes: int) -> None:
         {
             "id": c, "name": f"Turdus specieslongname{c}", "common_name": f"Thrush {c}", "supercategory": "Birds",
             "kingdom": "Animalia", "phylum": "Chordata", "class": "Aves", "order": "Passeriformes",
-            "family": "Turdidae", "genus": f"Turdus{c // 5}", "specific_epithet": f"specieslongname{c}", "image_dir_name": folders[c],
+            "family": "Turdidae", "genus": f"Turdus{c // 5}", "specific_epithet": f"specieslongname{c}",
+            "image_dir_name": folders[c],
         }
         for c in range(classes)
     ]  # fmt: skip
@@ -81,7 +82,7 @@ def opened(root: str) -> dict[str, float]:
 
 
 def private() -> float:
-    """Private memory of this process, MiB."""
+    """Private memory of this process, clean and dirty, MiB."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
 

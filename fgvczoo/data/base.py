@@ -94,8 +94,9 @@ class Reader(ABC):
     def annotations(self, index: int, keys: Sequence[str]) -> dict[str, Any]:
         """The annotations of a row by batch key.
 
-        In pixels of the original picture: `mask` uint8 (H, W), `boxes` (n, 4), `bbox` (4,), `parts` (K, 3); other keys
-        as arrays of one sample, or dicts of them.
+        In pixels of the original picture: `mask` uint8 (H, W), `boxes` (n, 4), `bbox` (4,), `parts` (K, 3). Pictures:
+        `edited` (H, W, 3), which is cut and augmented as the picture, `satellite` (h, w, 3), which is neither. Other
+        keys as arrays of one sample, or dicts of them.
         """
 
     @property
@@ -435,6 +436,7 @@ class Rows(Dataset[Any]):
         notes = self.reader.annotations(index, self.keys)
         height, width = image.shape[:2]
         mask, parts = notes.pop("mask", None), notes.pop("parts", None)
+        satellite, edited = notes.pop("satellite", None), notes.pop("edited", None)
         one_box = "bbox" in notes
         boxes = notes.pop("bbox")[None] if one_box else notes.pop("boxes", None)
         if mask is not None and mask.shape != image.shape[:2]:
@@ -449,6 +451,16 @@ class Rows(Dataset[Any]):
         if self.seed is not None and self.views:
             seeds = [(self.seed, epoch, index, 4, number) for number in range(len(self.views))]
             sample["views"] = [view(image, seed=drawn)["image"] for view, drawn in zip(self.views, seeds)]
+        if satellite is not None:
+            sample["satellite"] = self.transform.preprocess(satellite)
+        if edited is not None:  # the same cut, and the same draw
+            if edited.shape != (height, width, 3):
+                raise FgvczooError(
+                    f"{self.reader.name_of(index)}: picture of {height, width} pixels, edited one of {edited.shape[:2]}"
+                )
+            if crop is not None:
+                edited = crop_sample(crop, edited)[0]
+            sample["edited"] = self.transform(edited, seed=seed)["image"]
         if one_box:
             sample["bbox"] = sample.pop("boxes")[0]
         if "size" in self.keys:

@@ -39,6 +39,12 @@ _SEGMENTATIONS_RECORD = "https://data.caltech.edu/records/w9d68-gec53"
 _GET = f"get CUB_200_2011.tgz from {_RECORD}, unpack it, and give the folder that holds {FOLDER}/ and attributes.txt"
 _FIRST_CLASS = "001.Black_footed_Albatross"
 _IMAGES, _TRAIN, _TEST = 11_788, 5_994, 5_794  # of the real set
+# Words in the names of attributes -> parts, from 1, as Concept-Centric Transformers maps them.
+_PARTS_OF = {
+    **{"bill": (2,), "wing": (9, 13), "upperparts": (1, 10), "underparts": (3, 4, 15), "breast": (4,), "back": (1,)},
+    **{"tail": (14,), "head": (5,), "throat": (15,), "eye": (7, 11), "forehead": (6,), "nape": (10,), "belly": (3,)},
+    **{"leg": (8, 12), "crown": (5,)},
+}
 MASK_OBJECT = 128  # a segmentation is grey votes of annotators: from here on a pixel is bird
 
 
@@ -57,6 +63,7 @@ class CUB(Official):
         all_class_names: of all labels; `class_names` are those that are trained on.
         part_names, attribute_names: of the batch keys `parts` and `attributes`.
         class_attributes: (C, A) float32, percentages 0..100.
+        attribute_parts, frequent_attributes: what concepts are made of, see there.
     """
 
     name = "cub"
@@ -106,6 +113,22 @@ class CUB(Official):
         if table.shape != shape:
             raise FgvczooError(f"{file}: {table.shape[0]} lines; expected one for each of {shape[0]} classes")
         return table
+
+    @cached_property
+    def attribute_parts(self) -> list[tuple[int, ...]]:
+        """For each attribute its parts, from 0, by what stands before its "::"; () is of the whole bird."""
+        groups = [name.partition("::")[0] for name in self.attribute_names]
+        return [
+            tuple(sorted({part - 1 for word, parts in _PARTS_OF.items() if word in group for part in parts}))
+            for group in groups
+        ]
+
+    def frequent_attributes(self, share: float = 0.45, classes: int = 8) -> np.ndarray:
+        """Places of the attributes that at least this share of the images of more than so many classes have.
+
+        Concept-Centric Transformers keeps the 108 of the defaults.
+        """
+        return np.flatnonzero((self.class_attributes >= 100 * share).sum(axis=0) > classes)
 
     @property
     def flip_pairs(self) -> tuple[tuple[int, int], ...]:
@@ -194,8 +217,7 @@ class CUB(Official):
         file = self._place("metadata.csv")
         assert file is not None  # it is in `keys` only then
         columns = ("latitude", "longitude", "date", "hour")
-        with file.open(encoding="utf-8", newline="") as handle:
-            lines = list(csv.DictReader(handle))
+        lines = list(csv.DictReader(read_text(file).splitlines()))
         values = np.full((len(lines), 5), np.nan)
         for row, line in zip(values, lines):
             try:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 
 from fgvczoo.data.base import TEXT, FGVCDataModule
 from fgvczoo.data.mat import read_mat
 from fgvczoo.data.official import Archive, Official, find_folder, read_text
+from fgvczoo.data.xml import read_objects
 from fgvczoo.errors import FgvczooError
 
 _GET = (
@@ -110,13 +110,7 @@ class ImageNet(Official):
             return np.array(self._solution[stem][1], np.float64).reshape(-1, 4)
         if self._xml is None or not (file := self._xml / f"{stem}.xml").is_file():
             return np.zeros((0, 4))
-        try:
-            objects = ElementTree.fromstring(read_text(file)).iter("bndbox")
-            return np.array(
-                [[float(box.findtext(name, "")) for name in ("xmin", "ymin", "xmax", "ymax")] for box in objects]
-            ).reshape(-1, 4)
-        except (ElementTree.ParseError, ValueError) as error:
-            raise FgvczooError(f"{file}: {error}; expected bndbox with xmin, ymin, xmax, ymax") from None
+        return np.array([corners for _, corners in read_objects(file)], np.float64).reshape(-1, 4)
 
     @cached_property
     def _xml(self) -> Path | None:
@@ -173,18 +167,17 @@ class ImageNet(Official):
         if not file.is_file():
             return {}
         found = {}
-        with file.open(encoding="utf-8", newline="") as handle:
-            for line in csv.DictReader(handle):
-                words = (line.get("PredictionString") or "").split()
-                try:
-                    corners = [float(number) for place, number in enumerate(words) if place % 5]
-                    if not words or len(words) % 5:
-                        raise ValueError
-                    found[line["ImageId"]] = (words[0], corners)
-                except (KeyError, ValueError):
-                    raise FgvczooError(
-                        f"{file}: {line} is not ImageId, PredictionString with a class and four corners for each box"
-                    ) from None
+        for line in csv.DictReader(read_text(file).splitlines()):
+            words = (line.get("PredictionString") or "").split()
+            try:
+                corners = [float(number) for place, number in enumerate(words) if place % 5]
+                if not words or len(words) % 5:
+                    raise ValueError
+                found[line["ImageId"]] = (words[0], corners)
+            except (KeyError, ValueError):
+                raise FgvczooError(
+                    f"{file}: {line} is not ImageId, PredictionString with a class and four corners for each box"
+                ) from None
         return found
 
     def _class_names(self) -> list[str]:

@@ -6,7 +6,6 @@ shared by all processes. It is made anew when one of the lists changes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -18,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 
 from fgvczoo.data.base import FGVCDataModule
+from fgvczoo.data.cached import cached_table
 from fgvczoo.data.json_stream import json_items
 from fgvczoo.data.official import (
     Archive,
@@ -34,7 +33,6 @@ from fgvczoo.data.official import (
     tree_levels,
 )
 from fgvczoo.errors import FgvczooError, did_you_mean
-from fgvczoo.files import atomic_path, cache_folder
 
 VERSIONS = ("2017", "2018", "2021")
 _FORMAT = 1  # of the cached file
@@ -114,6 +112,7 @@ class INaturalist(Official):
         if locations is not None and not has_places:
             raise FgvczooError(f"{places}: {beside[0].name} and {beside[1].name} are not both in it")
         index = _open(self.folder, sources, beside if version != "2021" and has_places else [])
+        self._train = index.train
         self._read_classes(index.categories, version, supercategory)
         self._read_rows(index, protocol, version, mini)
         self.keys = (*(("metadata",) if has_places else ()), *(("label_levels",) if self._levels else ()))
@@ -171,7 +170,7 @@ class INaturalist(Official):
         column = {name: index.table.column(name).chunk(0) for name in index.table.column_names}
         self._files = column.pop("file_name")
         arrays = {name: values.to_numpy(zero_copy_only=True) for name, values in column.items()}
-        train, total = index.train, len(self._files)
+        train, total = self._train, len(self._files)
         whole = bool((self._label_of >= 0).all())
         if whole and len(self._label_of) == _CLASSES[version]:
             want = {"train": _MINI if mini else _TRAIN[version], "test": _VAL[version]}
@@ -308,48 +307,14 @@ class _Index(NamedTuple):
 
 
 def _open(folder: Path, lists: Sequence[Path], locations: Sequence[Path]) -> _Index:
-    """The index of two lists, made where there is none in the cache, or one of other files."""
-    stamps = [(str(file.resolve()), *_stamp(file)) for file in (*lists, *locations)]
-    source = json.dumps([_FORMAT, str(folder.resolve()), stamps]).encode()
-    name = hashlib.blake2b(json.dumps([str(file.resolve()) for file in lists]).encode(), digest_size=8).hexdigest()
-    file = cache_folder() / "inaturalist" / f"{name}{'-places' if locations else ''}.arrow"
-    if (index := _mapped(file, source)) is not None:
-        return index
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):  # of many processes one makes it
-            if (index := _mapped(file, source)) is None:
-                table = _make(folder, lists, locations, source)
-                with atomic_path(file) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
-                    writer.write_table(table)
-                index = _mapped(file, source)
-    except OSError as error:
-        raise FgvczooError(f"{file}: cannot be written ({error}); set FGVCZOO_CACHE to a folder that can") from None
-    assert index is not None  # just made
-    return index
+    """The index of two lists and what is beside them."""
+    sources = [*lists, *locations]
+    table = cached_table("inaturalist", _FORMAT, sources, lambda: _make(folder, lists, locations))
+    told = table.schema.metadata
+    return _Index(table, json.loads(told[b"categories"]), int(told[b"train"]))
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    try:
-        status = file.stat()
-    except OSError:
-        raise FgvczooError(f"{file} is missing; unpack the archive again") from None
-    return status.st_size, status.st_mtime_ns
-
-
-def _mapped(file: Path, source: bytes) -> _Index | None:
-    """The cached index; None where there is none of these sources."""
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        told = table.schema.metadata
-        if told[b"source"] != source:
-            return None
-        return _Index(table, json.loads(told[b"categories"]), int(told[b"train"]))
-    except (OSError, pa.ArrowException, KeyError, TypeError):
-        return None
-
-
-def _make(folder: Path, lists: Sequence[Path], locations: Sequence[Path], source: bytes) -> pa.Table:
+def _make(folder: Path, lists: Sequence[Path], locations: Sequence[Path]) -> pa.Table:
     """Reads the lists, and looks whether every picture is there."""
     parts: list[dict[str, Any]] = []
     categories: list[dict[str, Any]] = []
@@ -368,7 +333,7 @@ def _make(folder: Path, lists: Sequence[Path], locations: Sequence[Path], source
         }
     )
     check_repeats(np.asarray(table.column("id")), lists)
-    told = {"source": source, "categories": json.dumps(categories), "train": str(len(parts[0]["id"]))}
+    told = {"categories": json.dumps(categories), "train": str(len(parts[0]["id"]))}
     return table.replace_schema_metadata(told)
 
 

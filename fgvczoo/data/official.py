@@ -18,7 +18,7 @@ _UNPACK = {".tgz": "tar -xzf", ".gz": "tar -xzf", ".tar": "tar -xf", ".zip": "un
 
 
 class Archive(NamedTuple):
-    """What a set is handed out as. md5: where one is known; `confirmed` where it was read in an official place."""
+    """What a set is handed out as. md5: where one is known; `confirmed` where another one is wrong."""
 
     name: str
     md5: str | None = None
@@ -176,6 +176,17 @@ class Masks:
         if self.at_least is None:
             return read_mask(file)
         return (read_image(file)[..., 0] >= self.at_least).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Second pictures of the rows, read when they are asked for. files: of each row, relative to `folder`."""
+
+    folder: Path
+    files: Sequence[str]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return read_image(self.folder / self.files[index])
 
 
 def find_folder(
@@ -342,6 +353,9 @@ def join(file: Path, ids: Sequence[str], lines: Iterable[Sequence[str]]) -> list
     """Lines that begin with an id -> the rest of the line of each of `ids`, which must be there once; others are left
     out, since one file may serve several splits."""
     wanted = {name: place for place, name in enumerate(ids)}
+    if len(wanted) < len(ids):
+        twice = next(name for place, name in enumerate(ids) if wanted[name] != place)
+        raise FgvczooError(f"{file}: wanted for {twice!r}, which occurs twice")
     found: list[list[str] | None] = [None] * len(ids)
     for name, *rest in lines:
         if (place := wanted.get(name)) is not None:

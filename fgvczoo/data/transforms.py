@@ -30,25 +30,29 @@ _MEAN_COLOUR = (124, 116, 104)  # ImageNet's
 
 AUGMENTATIONS: dict[str, Callable[[], list[Any]]] = {}
 """Protocol name -> a function that builds its albumentations transforms. They run at the original size."""
-_WINDOWS: set[str] = set()  # protocols that draw the part of the picture that is seen
+Window = Callable[[random.Random, int, int], tuple[int, int, int, int]]
+# Protocol -> what draws the part of a picture that is seen: (random numbers, height, width) -> x, y, width, height.
+_WINDOWS: dict[str, Window] = {}
 _PICTURES_ONLY: set[str] = set()  # protocols that move what is seen without saying where to
 _ERASING: dict[str, float] = {}  # protocols that then erase a rectangle of the normalised picture, and how often
 
 
 def augmentation(
-    name: str, *, window: bool = False, picture_only: bool = False, erasing: float = 0.0
+    name: str, *, window: Window | None = None, picture_only: bool = False, erasing: float = 0.0
 ) -> Callable[[Callable[[], list[Any]]], Callable[[], list[Any]]]:
     """Decorator that enters a protocol in `AUGMENTATIONS`.
 
-    window: it draws the part of the picture that is seen, which is then resized to the size of the preprocessing,
-    without the cut that un-augmented pictures may get there. picture_only: it cannot move annotations along. erasing:
-    how often a rectangle of the normalised picture is then replaced by noise (`timm.data.RandomErasing`, mode "pixel").
+    window: draws the part of the picture that is seen. It is resized to the size of the preprocessing, without the cut
+        that un-augmented pictures may get there, and the transforms run at that size, as torchvision's do.
+    picture_only: it cannot move annotations along.
+    erasing: how often a rectangle of the normalised picture is then replaced by noise (timm's `RandomErasing`, mode
+        "pixel").
     """
 
     def enter(build: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
         AUGMENTATIONS[name] = build
-        if window:
-            _WINDOWS.add(name)
+        if window is not None:
+            _WINDOWS[name] = window
         if picture_only:
             _PICTURES_ONLY.add(name)
         if erasing:
@@ -74,7 +78,7 @@ class Transform:
                 f"augmentation={augmentation!r}; expected one of {', '.join(AUGMENTATIONS)}"
                 + did_you_mean(augmentation, AUGMENTATIONS)
             )
-        self.preprocess = preprocess
+        self.preprocess, self._squash = preprocess, replace(preprocess, crop="squash")
         self.augmentation = augmentation
         self.flip_pairs = tuple(flip_pairs)
         self._compose: Any = None
@@ -98,17 +102,25 @@ class Transform:
         seed: whole numbers, all that the augmentation depends on; None leaves the picture as it is.
         """
         preprocess = self.preprocess
-        if seed is not None and self.augmentation != "none":
+        augmented = seed is not None and self.augmentation != "none"
+        if augmented:
+            assert seed is not None
             if self.augmentation in _PICTURES_ONLY and any(note is not None for note in (mask, boxes, parts)):
                 raise FgvczooError(
                     f"augmentation={self.augmentation!r} does not move masks, boxes and parts along; leave them out of"
                     " keys, or choose another"
                 )
-            image, mask, boxes, parts = self._augment(image, mask, boxes, parts, seed)
-            if self.augmentation in _WINDOWS:
-                preprocess = replace(preprocess, crop="squash")
+            # One stream for the whole chain, and one for the window. albumentations' `set_random_seed` would give every
+            # step its own copy of the same stream, and a flip would go with, say, every brightening.
+            streams = np.random.SeedSequence(tuple(seed)).spawn(3 if self.augmentation in _WINDOWS else 2)
+            if (window := _WINDOWS.get(self.augmentation)) is not None:
+                preprocess = self._squash
+                x, y, w, h = window(_random(streams[2]), *image.shape[:2])
+                image, mask, boxes, parts = crop_sample((x, y, x + w, y + h), image, mask, boxes, parts)
+                image, mask, boxes, parts = _resize_sample(preprocess, image, mask, boxes, parts)
+            image, mask, boxes, parts = self._augment(image, mask, boxes, parts, streams)
         height, width = image.shape[:2]
-        sample = {"image": preprocess(image)}
+        sample = {"image": preprocess.normalize(preprocess.resize(image, fast=augmented))}
         if seed is not None and self.augmentation in _ERASING:
             sample["image"] = _erase(sample["image"], _ERASING[self.augmentation], seed)
         if mask is not None:
@@ -145,15 +157,10 @@ class Transform:
         mask: np.ndarray | None,
         boxes: np.ndarray | None,
         parts: np.ndarray | None,
-        seed: Sequence[int],
+        streams: Sequence[np.random.SeedSequence],
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
         self.build()
-        # One stream for the whole chain. `set_random_seed` would give every step its own copy of the same stream, and a
-        # flip would go with, say, every brightening.
-        streams = np.random.SeedSequence(tuple(seed)).spawn(2)
-        self._compose.set_random_state(
-            np.random.default_rng(streams[0]), random.Random(int(streams[1].generate_state(1, np.uint64)[0]))
-        )
+        self._compose.set_random_state(np.random.default_rng(streams[0]), _random(streams[1]))
         # Boxes travel as points on their outline: albumentations would drop those that leave the picture.
         points = np.concatenate(
             [
@@ -185,6 +192,29 @@ class Transform:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_compose": None}  # a spawned worker builds its own
+
+
+def _random(stream: np.random.SeedSequence) -> random.Random:
+    return random.Random(int(stream.generate_state(1, np.uint64)[0]))
+
+
+def _resize_sample(
+    preprocess: Preprocess,
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    boxes: np.ndarray | None,
+    parts: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """A picture and what goes with it, resized."""
+    height, width = image.shape[:2]
+    if mask is not None:
+        mask = preprocess.resize_mask(mask)
+    if boxes is not None:
+        boxes = preprocess.boxes_forward(boxes, height, width)
+    if parts is not None:
+        points = preprocess.boxes_forward(parts[:, [0, 1, 0, 1]], height, width)[:, :2]
+        parts = np.concatenate([points, parts[:, 2:]], axis=1)
+    return preprocess.resize(image, fast=True), mask, boxes, parts
 
 
 def crop_sample(
@@ -342,78 +372,73 @@ def small_birds() -> list[Any]:
     ]
 
 
-@augmentation("resized-crop", window=True)
-def resized_crop() -> list[Any]:
-    """A window of 8 to 100 % of the area, 3/4 to 4/3 as wide as high, as torchvision has it, then a flip."""
-    return [_warp(_draw_window(0.08)), _albumentations().HorizontalFlip(p=0.5)]
+def _part(least: float) -> Window:
+    """A window of at least this share of the area. Ten draws of area and shape, as torchvision has it; if none fits,
+    the largest window in the middle whose shape is allowed."""
 
-
-@augmentation("resized-crop-16", window=True)
-def resized_crop_16() -> list[Any]:
-    """As "resized-crop", of at least 16 % of the area."""
-    return [_warp(_draw_window(0.16)), _albumentations().HorizontalFlip(p=0.5)]
-
-
-@augmentation("timm-imagenet", window=True, picture_only=True, erasing=0.25)
-def timm_imagenet() -> list[Any]:
-    """timm's for ImageNet, as Swin Transformer and MetaFormer use it: "resized-crop", RandAugment
-    (rand-m9-mstd0.5-inc1), and a rectangle of noise in every fourth picture."""
-    return [*resized_crop(), _rand_augment("rand-m9-mstd0.5-inc1")]
-
-
-@augmentation("random-crop", window=True)
-def random_crop() -> list[Any]:
-    """A window of 7/8 of width and height (224 of 256 pixels), then a flip."""
-    return [_warp(_draw_seven_eighths), _albumentations().HorizontalFlip(p=0.5)]
-
-
-@augmentation("random-crop-colour", window=True)
-def random_crop_colour() -> list[Any]:
-    """As "random-crop", with brightness, contrast, saturation and hue moved by up to 0.2."""
-    jitter = _albumentations().ColorJitter(
-        brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.2, 0.2), p=1
-    )
-    return [*random_crop(), jitter]
-
-
-@augmentation("random-crop-zoom", window=True)
-def random_crop_zoom() -> list[Any]:
-    """As "resized-crop", of at least half of the area."""
-    return [_warp(_draw_window(0.5)), _albumentations().HorizontalFlip(p=0.5)]
-
-
-@augmentation("random-crop-grey", window=True)
-def random_crop_grey() -> list[Any]:
-    """As "random-crop", without colours with probability 0.2."""
-    return [*random_crop(), _albumentations().ToGray(p=0.2)]
-
-
-def _draw_window(least: float) -> Callable[[random.Random, int, int], np.ndarray]:
-    """A window of at least this share of the area fills the picture. Ten draws of area and shape, as torchvision has
-    it; if none fits, the largest window in the middle whose shape is allowed."""
-
-    def draw(rng: random.Random, height: int, width: int) -> np.ndarray:
+    def draw(rng: random.Random, height: int, width: int) -> tuple[int, int, int, int]:
         for _ in range(10):
             area = height * width * rng.uniform(least, 1.0)
             ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                return _zoom(rng.randint(0, width - w), rng.randint(0, height - h), w, h, height, width)
+                return rng.randint(0, width - w), rng.randint(0, height - h), w, h
         w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        return _zoom((width - w) // 2, (height - h) // 2, w, h, height, width)
+        return (width - w) // 2, (height - h) // 2, w, h
 
     return draw
 
 
-def _draw_seven_eighths(rng: random.Random, height: int, width: int) -> np.ndarray:
-    """A window of 7/8 of width and height fills the picture."""
+def _seven_eighths(rng: random.Random, height: int, width: int) -> tuple[int, int, int, int]:
+    """A window of 7/8 of width and height."""
     w, h = max(1, round(width * 7 / 8)), max(1, round(height * 7 / 8))
-    return _zoom(rng.randint(0, width - w), rng.randint(0, height - h), w, h, height, width)
+    return rng.randint(0, width - w), rng.randint(0, height - h), w, h
 
 
-def _zoom(x: int, y: int, w: int, h: int, height: int, width: int) -> np.ndarray:
-    """The matrix that makes the window at x, y the whole picture."""
-    return np.diag([width / w, height / h, 1]) @ _shift(-x, -y)
+@augmentation("resized-crop", window=_part(0.08))
+def resized_crop() -> list[Any]:
+    """A window of 8 to 100 % of the area, 3/4 to 4/3 as wide as high, as torchvision has it, then a flip."""
+    return flip()
+
+
+@augmentation("timm-imagenet", window=_part(0.08), picture_only=True, erasing=0.25)
+def timm_imagenet() -> list[Any]:
+    """timm's for ImageNet, as Swin Transformer and MetaFormer use it: "resized-crop", RandAugment
+    (rand-m9-mstd0.5-inc1), and a rectangle of noise in every fourth picture."""
+    return [*flip(), _rand_augment("rand-m9-mstd0.5-inc1")]
+
+
+@augmentation("resized-crop-16", window=_part(0.16))
+def resized_crop_16() -> list[Any]:
+    """As "resized-crop", of at least 16 % of the area."""
+    return flip()
+
+
+@augmentation("random-crop", window=_seven_eighths)
+def random_crop() -> list[Any]:
+    """A window of 7/8 of width and height (224 of 256 pixels), then a flip."""
+    return flip()
+
+
+@augmentation("random-crop-colour", window=_seven_eighths)
+def random_crop_colour() -> list[Any]:
+    """As "random-crop", with brightness, contrast, saturation and hue moved by up to 0.2."""
+    jitter = _albumentations().ColorJitter(
+        brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.2, 0.2), p=1
+    )
+    return [*flip(), jitter]
+
+
+@augmentation("random-crop-zoom", window=_part(0.5))
+def random_crop_zoom() -> list[Any]:
+    """As "resized-crop", of at least half of the area."""
+    return flip()
+
+
+@augmentation("random-crop-grey", window=_seven_eighths)
+def random_crop_grey() -> list[Any]:
+    """As "random-crop", without colours with probability 0.2."""
+    return [*flip(), _albumentations().ToGray(p=0.2)]
 
 
 def _draw_rotation(rng: random.Random, height: int, width: int) -> np.ndarray:

@@ -21,16 +21,31 @@ MODELS: dict[str, str] = {
 }
 
 DATASETS: dict[str, str] = {
+    "aircraft": "fgvczoo.data.aircraft.AircraftDataModule",
     "cars": "fgvczoo.data.cars.CarsDataModule",
+    "celeba": "fgvczoo.data.celeba.CelebADataModule",
+    "cifar10": "fgvczoo.data.cifar.CIFAR10DataModule",
+    "cifar100": "fgvczoo.data.cifar.CIFAR100DataModule",
+    "coco": "fgvczoo.data.coco.COCODataModule",
+    "cross-view-birds": "fgvczoo.data.inat_birds.CrossViewBirdsDataModule",
     "cub": "fgvczoo.data.cub.CUBDataModule",
+    "dogs": "fgvczoo.data.dogs.DogsDataModule",
+    "flowers": "fgvczoo.data.flowers.FlowersDataModule",
     "folder": "fgvczoo.data.folder.FolderDataModule",
+    "forgetme": "fgvczoo.data.forgetme.ForgetMeDataModule",
+    "gtos-mobile": "fgvczoo.data.gtos.GTOSMobileDataModule",
     "hub": "fgvczoo.data.hub.HubDataModule",
     "imagenet": "fgvczoo.data.imagenet.ImageNetDataModule",
     "inaturalist": "fgvczoo.data.inaturalist.INaturalistDataModule",
     "nabirds": "fgvczoo.data.nabirds.NABirdsDataModule",
+    "nus-wide": "fgvczoo.data.nus_wide.NUSWideDataModule",
+    "places365": "fgvczoo.data.places.Places365DataModule",
     "sop": "fgvczoo.data.sop.SOPDataModule",
     "synthbirds": "fgvczoo.data.cub.SynthBirdsDataModule",
+    "tiny-imagenet": "fgvczoo.data.tiny_imagenet.TinyImageNetDataModule",
+    "vggface2": "fgvczoo.data.vggface2.VGGFace2DataModule",
     "voc": "fgvczoo.data.voc.VOCDataModule",
+    "wsol": "fgvczoo.data.wsol.WSOLDataModule",
 }
 
 

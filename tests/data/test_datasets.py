@@ -14,16 +14,10 @@ from fgvczoo.data.base import FGVCDataModule
 from fgvczoo.errors import FgvczooError
 from fgvczoo.tasks.base import DataSource
 from fgvczoo.zoo.registry import DATASETS, dataset_class
-from tests.data.cars.make import make_cars
-from tests.data.cub.make import make_cub
+from tests.data.copies import COPIES
 from tests.data.folder.make import make_table, write_table
 from tests.data.hub.make import make_parquet
-from tests.data.imagenet.make import make_imagenet
-from tests.data.inaturalist.make import make_inaturalist
-from tests.data.nabirds.make import make_nabirds
-from tests.data.sop.make import make_sop
 from tests.data.test_cub import same
-from tests.data.voc.make import make_voc
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROW = {"index", "image_id", "path", "label", "class_name", "split", "height", "width", "crop"}
@@ -34,19 +28,14 @@ VARIANTS = [*sorted(DATASETS), "hub, as a stream"]
 @pytest.fixture(scope="module")
 def copies(birds, tmp_path_factory):
     """The options that open a tiny copy of each data set."""
-    roots = {name: tmp_path_factory.mktemp(name) for name in DATASETS if name != "synthbirds"}
-    make_inaturalist(roots["inaturalist"])
-    make_nabirds(roots["nabirds"])
-    make_cars(roots["cars"])
-    make_sop(roots["sop"])
-    make_imagenet(roots["imagenet"])
-    make_voc(roots["voc"], train=10, test=4)
-    make_cub(roots["cub"])
+    roots = {name: tmp_path_factory.mktemp(name) for name in (*COPIES, "folder", "hub")}
+    for name, copy in COPIES.items():
+        copy.make(roots[name])
     write_table(roots["folder"] / "metadata.csv", make_table(roots["folder"]))
     make_parquet(roots["hub"], COUNTS)
-    options = {name: {"root": str(root)} for name, root in roots.items()} | {
-        "synthbirds": {"root": str(birds), "size": "tiny"}
-    }
+    options = {
+        name: {"root": str(root), **(COPIES[name].options if name in COPIES else {})} for name, root in roots.items()
+    } | {"synthbirds": {"root": str(birds), "size": "tiny"}}
     assert options.keys() == DATASETS.keys(), "give the new data set a tiny copy"
     options["hub, as a stream"] = options["hub"] | {"streaming": True, "lengths": COUNTS, "buffer_size": 4}
     with pytest.MonkeyPatch.context() as patch:

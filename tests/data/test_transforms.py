@@ -45,9 +45,10 @@ def mark(x: float, y: float, half: float = 5) -> np.ndarray:
     return np.repeat((255 * np.outer(*overlap)).round().astype(np.uint8)[..., None], 3, axis=2)
 
 
-def centre(image: torch.Tensor) -> tuple[float, float]:
-    """Centre of brightness of a (3, h, w) picture."""
-    weight = image[0].double() * (image[0] > 0.6)  # filled borders are darker
+def centre(image: torch.Tensor, floor: float = 0.6) -> tuple[float, float]:
+    """Centre of brightness of a (3, h, w) picture. floor: filled borders are darker; blended edges that are, too, are
+    lost on both sides of the mark unequally, by up to a third of a pixel."""
+    weight = image[0].double() * (image[0] > floor)
     rows, columns = (torch.arange(n, dtype=torch.float64) + 0.5 for n in weight.shape)
     return float((weight.sum(0) * columns).sum() / weight.sum()), float((weight.sum(1) * rows).sum() / weight.sum())
 
@@ -81,7 +82,8 @@ def test_parts_go_where_the_mark_goes(name, preprocess, tolerance):
         swapped += visible[1] == 1
         own = found[int(visible[1] == 1)]
         assert own.equal(found[2]) and not found[int(visible[0] == 1)].any()
-        assert np.abs(np.array(centre(out["image"])) - own[:2].numpy()).max() < tolerance
+        floor = 0.0 if name == "random-crop" else 0.6  # a window fills nothing
+        assert np.abs(np.array(centre(out["image"], floor)) - own[:2].numpy()).max() < tolerance
     assert swapped == 0 if name == "none" else 5 <= swapped <= 19
 
 

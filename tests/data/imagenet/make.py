@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import scipy.io
 from PIL import Image
 
 WORDNET = {"n01440764": "tench, Tinca tinca", "n02012849": "crane", "n03126707": "crane"}
@@ -17,7 +18,8 @@ WORDNET = {"n01440764": "tench, Tinca tinca", "n02012849": "crane", "n03126707":
 def make_imagenet(root: Path, *, layout: str = "kaggle") -> dict[str, tuple[str, list[list[int]]]]:
     """Writes the copy and returns the validation images' names, classes and boxes.
 
-    layout: "kaggle", or "folders": train/ and val/ with a folder for each class, boxes as XML.
+    layout: "kaggle"; "folders": train/ and val/ with a folder for each class, boxes as XML; or "devkit": val/ flat,
+        with the devkit, whose numbers are in another order than the WordNet ids.
     """
     rng = np.random.default_rng(0)
     base = root / "ILSVRC/Data/CLS-LOC" if layout == "kaggle" else root
@@ -27,7 +29,7 @@ def make_imagenet(root: Path, *, layout: str = "kaggle") -> dict[str, tuple[str,
             _save(base / f"train/{wnid}/{wnid}_{number}.JPEG", rng, label, number)
         for number in range(2):
             name = f"ILSVRC2012_val_{2 * label + number + 1:08d}"
-            folder = base / "val" if layout == "kaggle" else base / "val" / wnid
+            folder = base / "val" / wnid if layout == "folders" else base / "val"
             width, height = _save(folder / f"{name}.JPEG", rng, label, number)
             truth[name] = (wnid, [[4, 5, width - 6, height - 7], [0, 0, 10, 9]][: number + 1])
     if layout == "kaggle":
@@ -38,6 +40,17 @@ def make_imagenet(root: Path, *, layout: str = "kaggle") -> dict[str, tuple[str,
         (root / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *lines]) + "\n")
         names = "".join(f"{wnid} {name}\n" for wnid, name in WORDNET.items())
         (root / "LOC_synset_mapping.txt").write_text(names)
+        return truth
+    if layout == "devkit":
+        kit = root / "ILSVRC2012_devkit_t12/data"
+        kit.mkdir(parents=True)
+        synsets = np.empty((3, 1), [("ILSVRC2012_ID", object), ("WNID", object), ("words", object)])
+        order = list(WORDNET)[::-1]
+        for number, wnid in enumerate(order):
+            synsets[number, 0] = np.uint16(number + 1), wnid, WORDNET[wnid]
+        scipy.io.savemat(kit / "meta.mat", {"synsets": synsets})
+        lines = [f"{order.index(truth[name][0]) + 1}\n" for name in sorted(truth)]
+        (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(lines))
         return truth
     (root / "bbox_val").mkdir()
     for name, (wnid, boxes) in truth.items():
