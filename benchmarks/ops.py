@@ -25,7 +25,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from fgvczoo.ops import nearest_patch
 
 RUNS, TURNS = 7, 15
 MODES = ("forward", "forward+backward")
+Found = dict[Any, list[Any]]  # results by row
 Formula = Callable[[Tensor, Tensor], Tensor]  # features (B, D, H, W), prototypes (P, D, 1, 1) -> (B, P) or two of them
 
 
@@ -199,28 +200,62 @@ def step_of(size: Size, variant: str, backward: bool) -> Callable[[Tensor, Tenso
 def measure(size: Size, variant: str, backward: bool, threads: int) -> dict[str, Any]:
     """One row: the 7 times in seconds and the peak extra memory in bytes. For a fresh process."""
     torch.set_num_threads(threads)
+    step, given = step_of(size, variant, backward), inputs(size, backward)
+    return timed(partial(step, *inputs(replace(size, B=1, P=2, side=2), backward)), partial(step, *given))
+
+
+def timed(tiny: Callable[[], Any], call: Callable[[], Any]) -> dict[str, Any]:
+    """The times and the extra memory of a call, after a tiny one and a warm-up."""
     device = CPU()
-    step = step_of(size, variant, backward)
-    step(*inputs(replace(size, B=1, P=2, side=2), backward))
-    given = inputs(size, backward)
+    tiny()
     device.reset_memory()
-    step(*given)
-    times = [device.seconds(lambda: step(*given)) for _ in range(RUNS)]
+    call()
+    times = [device.seconds(call) for _ in range(RUNS)]
     return {"times": times, "memory": device.extra_memory()}
 
 
-def take_turns(size: Size, variants: list[str], backward: bool, threads: int) -> dict[str, float]:
+def take_turns(size: Size, variants: Sequence[str], backward: bool, threads: int) -> dict[str, float]:
     """Median seconds of each way when all of them take turns in one process, memory warm for all."""
     torch.set_num_threads(threads)
     given = inputs(size, backward)
-    steps = {variant: step_of(size, variant, backward) for variant in variants}
-    times: dict[str, list[float]] = {variant: [] for variant in variants}
+    return turns({variant: partial(step_of(size, variant, backward), *given) for variant in variants})
+
+
+def turns(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(TURNS + 1):
-        for variant, step in steps.items():
-            seconds = CPU().seconds(partial(step, *given))
+        for name, call in calls.items():
+            seconds = CPU().seconds(call)
             if turn:  # the first one warms up
-                times[variant].append(seconds)
-    return {variant: statistics.median(each) for variant, each in times.items()}
+                times[name].append(seconds)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def in_fresh_processes(function: Callable[..., Any], rows: Sequence[Any], *others: Any, repeat: int = 1) -> Found:
+    """What the function says of every row, each time in a new process; `repeat` times over all of them."""
+    found: Found = {row: [] for row in rows}
+    fresh = multiprocessing.get_context("fork")  # this process runs no op, so that its copies start clean
+    for turn in range(repeat):
+        for number, row in enumerate(rows):
+            print(f"\r{turn + 1}/{repeat}: {number + 1}/{len(rows)}  ", end="", file=sys.stderr, flush=True)
+            with fresh.Pool(1) as worker:
+                found[row].append(worker.apply(function, (*row, *others)))
+    print(file=sys.stderr)
+    return found
+
+
+def summary(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Of one row, over its processes."""
+    times = [seconds for result in results for seconds in result["times"]]
+    memory = statistics.median(result["memory"] for result in results)
+    return {"median": statistics.median(times), "best": min(times), "memory": memory}
+
+
+def write(out: Path, name: str, results: dict[str, Any], text: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / f"{name}.md").write_text(text)
+    print(text)
 
 
 def processor() -> str:
@@ -290,25 +325,9 @@ def main() -> int:
 
     variants = ["fused", "authors", *(["compiled"] if options.compile else []), "matmul", "product"]
     rows = [(size, variant, mode) for size in SIZES for variant in variants for mode in (False, True)]
-    found: dict[tuple[Size, str, bool], list[dict[str, Any]]] = {row: [] for row in rows}
-    fresh = multiprocessing.get_context("fork")  # this process runs no op, so that its copies start clean
-    for turn in range(options.repeat):
-        for number, row in enumerate(rows):
-            print(f"\r{turn + 1}/{options.repeat}: {number + 1}/{len(rows)}", end="", file=sys.stderr, flush=True)
-            with fresh.Pool(1) as worker:
-                found[row].append(worker.apply(measure, (*row, options.threads)))
-    turns = []
-    for size, backward in ((size, backward) for size in SIZES for backward in (False, True)):
-        with fresh.Pool(1) as worker:
-            seconds = worker.apply(take_turns, (size, variants, backward, options.threads))
-        turns.append({"size": asdict(size), "mode": MODES[backward], "seconds": seconds})
-    print(file=sys.stderr)
-
-    def summary(row: tuple[Size, str, bool]) -> dict[str, float]:
-        times = [seconds for result in found[row] for seconds in result["times"]]
-        memory = statistics.median(result["memory"] for result in found[row])
-        return {"median": statistics.median(times), "best": min(times), "memory": memory}
-
+    found = in_fresh_processes(measure, rows, options.threads, repeat=options.repeat)
+    pairs = [(size, tuple(variants), backward) for size in SIZES for backward in (False, True)]
+    seconds = in_fresh_processes(take_turns, pairs, options.threads)
     results = {
         "device": options.device,
         "processor": processor(),
@@ -320,19 +339,19 @@ def main() -> int:
             {
                 "size": asdict(size),
                 "variants": {
-                    variant: {MODES[backward]: summary((size, variant, backward)) for backward in (False, True)}
+                    variant: {MODES[backward]: summary(found[size, variant, backward]) for backward in (False, True)}
                     for variant in variants
                 },
             }
             for size in SIZES
         ],
-        "turns": turns,
+        "turns": [
+            {"size": asdict(size), "mode": MODES[backward], "seconds": seconds[size, names, backward][0]}
+            for size, names, backward in pairs
+        ],
     }
-    options.out.mkdir(parents=True, exist_ok=True)
     name = "ops_cpu" if options.threads == 1 else f"ops_cpu_{options.threads}_threads"
-    (options.out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / f"{name}.md").write_text(table(results))
-    print(table(results))
+    write(options.out, name, results, table(results))
     return 0
 
 

@@ -20,7 +20,7 @@ import statistics
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -295,10 +295,10 @@ def behaviour() -> Iterator[Check]:
     yield "opcheck", True, ""
 
 
-def run_checks() -> list[dict[str, Any]]:
+def run_checks(all_checks: Callable[[], Iterator[Check]] = checks) -> list[dict[str, Any]]:
     found = []
     try:
-        for what, passed, detail in checks():
+        for what, passed, detail in all_checks():
             found.append({"check": what, "passed": bool(passed), "detail": detail})
             print(f"{'PASS' if passed else 'FAIL'} {what}{': ' if detail else ''}{detail}", flush=True)
     except Exception as error:  # what was found until here is worth as much
@@ -427,7 +427,11 @@ def measure(way: Way, size: Size, backward: bool, seconds: float = 0.06) -> dict
 
 
 def _measure(way: Way, size: Size, backward: bool, seconds: float) -> dict[str, Any]:
-    step, sets = step_of(way, size, backward), inputs(size, way.features)
+    return timed(step_of(way, size, backward), inputs(size, way.features), seconds)
+
+
+def timed(step: Callable[..., Any], sets: Sequence[tuple[Any, ...]], seconds: float = 0.06) -> dict[str, Any]:
+    """A step on several sets of inputs: see `measure`."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -506,11 +510,13 @@ def label(size: Size) -> str:
     return f"{size.formula}, {size.B} x {size.P} x {size.D}, {size.side} x {size.side}"
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
+def table(
+    rows: list[dict[str, Any]], name_of: Callable[[dict[str, Any]], str] = lambda size: label(Size(**size))
+) -> list[str]:
     """Markdown, without a head."""
     lines = []
     for row in rows:
-        first = label(Size(**row["size"]))
+        first = name_of(row["size"])
         for name, modes in row["ways"].items():
             cells = []
             for mode in MODES:

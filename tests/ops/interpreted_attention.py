@@ -27,7 +27,7 @@ def triton_serves_the_cpu() -> Iterator[None]:
 
 def small_blocks(kernel: str, dtype: torch.dtype, shape: tuple[int, ...]) -> triton.Blocks:
     """So that small problems have several of them."""
-    return triton.Blocks(triton.padded(shape[1]) if kernel.startswith("compete") else 16, 16, 4, 2)
+    return triton.Blocks(triton.padded(shape[1]) if kernel.startswith("compete") else 16, 16, 16, 4, 2)
 
 
 @normalizations
@@ -37,13 +37,12 @@ def test_equals_reference(normalize: str, problem: Problem, small: bool) -> None
     if problem[0].dtype == torch.float64:
         problem = tuple(tensor if tensor is None else tensor.float() for tensor in problem)  # type: ignore[assignment]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton, "DEPTH", 16 if small else 64)
         if small:
             patch.setattr(triton, "choose", small_blocks)
         found = everything(problem, normalize)
     with use_backend("reference"):
         truth = everything(in_double(problem), normalize)
-    compare(found, truth, problem[0].dtype)
+    compare(found, truth, problem[0].dtype, slack=2)  # it cuts off, where a GPU rounds
     assert found[0].dtype == problem[0].dtype
 
 

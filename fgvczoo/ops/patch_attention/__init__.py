@@ -118,11 +118,11 @@ def _output(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scal
         # On the CPU it is no faster than the tiles, takes more with a bias, and loses NaN in rows shorter than 16.
         if device.type != "cpu" and normalize == "patches" and not of_bias:
             mask = bias if bias is None else bias.to(query.dtype).unsqueeze(0)
-            output: Tensor = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-            return output
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         if layout.is_served(query, value, normalize) and is_fused(device):
             train = wanted and (of_bias or any(tensor.requires_grad for tensor in (query, key, value)))
-            return _attend(query, key, value, bias, scale, normalize, train)[0]
+            output: Tensor = _attend(query, key, value, bias, scale, normalize, train)[0]
+            return output
     return reference.attend(query, key, value, bias, scale, normalize)[0].to(query.dtype)
 
 

@@ -51,13 +51,24 @@ def _head(head, strides, H: tl.constexpr):
 
 
 @triton.jit
-def _scores(
-    q, k, bias, bias_strides, n, m, scale,
-    SHAPE: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+def _products(
+    left, l2, right, r2, n, m,
+    N: tl.constexpr, M: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
+    """Products of rows n of a matrix (N, D) and rows m of another (M, D), BLOCK_D columns at a time."""
+    sums = tl.zeros((n.shape[0], m.shape[0]), tl.float32)
+    for first in range(0, D, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D)
+        right_rows = _load(right, m, d, r2, M, D)
+        sums = _multiply(_load(left, n, d, l2, N, D), tl.trans(right_rows), sums, PRECISION, UPCAST)
+    return sums
+
+
+@triton.jit
+def _scores(products, bias, bias_strides, n, m, scale, SHAPE: tl.constexpr, BIAS: tl.constexpr):
     """Scores of queries n and patches m, times log2(e); -inf where there are none."""
-    scores = _multiply(q, tl.trans(k), tl.zeros((n.shape[0], m.shape[0]), tl.float32), PRECISION, UPCAST)
-    scores *= scale * LOG2E
+    scores = products * (scale * LOG2E)
     inside = (n[:, None] < SHAPE[1]) & (m[None, :] < SHAPE[2])
     if BIAS:
         at = bias + n[:, None] * bias_strides[1] + m[None, :] * bias_strides[2]
@@ -91,7 +102,8 @@ def attend(
     for first in range(0, SHAPE[2], BLOCK_K):
         m = first + tl.arange(0, BLOCK_K)
         k = _load(key, m, d, k2, SHAPE[2], SHAPE[3])
-        scores = _scores(q, k, bias, (b0, b1, b2), n, m, scale, SHAPE, BIAS, PRECISION, UPCAST)
+        products = _multiply(q, tl.trans(k), tl.zeros((BLOCK_Q, BLOCK_K), tl.float32), PRECISION, UPCAST)
+        scores = _scores(products, bias, (b0, b1, b2), n, m, scale, SHAPE, BIAS)
         higher = tl.maximum(top, tl.max(scores, 1))
         finite = tl.where(higher == float("-inf"), 0.0, higher)
         shares = tl.exp2(scores - finite[:, None])
@@ -128,14 +140,9 @@ def deltas(
 
 
 @triton.jit
-def _slopes(
-    q, k, v, g, bias, bias_strides, total, delta, n, m, scale,
-    SHAPE: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Weights of queries n and patches m, made again, and the gradient of their scores."""
-    scores = _scores(q, k, bias, bias_strides, n, m, scale, SHAPE, BIAS, PRECISION, UPCAST)
-    weights = tl.exp2(scores - total[:, None])
-    slopes = _multiply(g, tl.trans(v), tl.zeros(scores.shape, tl.float32), PRECISION, UPCAST)
+def _slopes(products, slopes, bias, bias_strides, total, delta, n, m, scale, SHAPE: tl.constexpr, BIAS: tl.constexpr):
+    """Weights of queries n and patches m, made again, and the slopes of their scores from those of the weights."""
+    weights = tl.exp2(_scores(products, bias, bias_strides, n, m, scale, SHAPE, BIAS) - total[:, None])
     return weights, weights * (slopes - delta[:, None])
 
 
@@ -170,7 +177,10 @@ def query_gradient(
         m = first + tl.arange(0, BLOCK_K)
         k = _load(key, m, d, k2, SHAPE[2], SHAPE[3])
         v = _load(value, m, e, v2, SHAPE[2], SHAPE[4])
-        _, slopes = _slopes(q, k, v, g, bias, (b0, b1, b2), total, row, n, m, scale, SHAPE, BIAS, PRECISION, UPCAST)
+        nothing = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+        products = _multiply(q, tl.trans(k), nothing, PRECISION, UPCAST)
+        slopes = _multiply(g, tl.trans(v), nothing, PRECISION, UPCAST)
+        _, slopes = _slopes(products, slopes, bias, (b0, b1, b2), total, row, n, m, scale, SHAPE, BIAS)
         sums = _multiply(slopes.to(k.dtype), k, sums, PRECISION, UPCAST)
     _store(gradient + _head(head, (d0, d1), H), n, d, d2, sums * scale, SHAPE[1], SHAPE[3])
 
@@ -201,9 +211,10 @@ def patch_gradient(
         q = _load(query, n, d, q2, SHAPE[1], SHAPE[3])
         g = _load(grad, n, e, g2, SHAPE[1], SHAPE[4])
         total, row = _of_queries(totals, delta, head, n, SHAPE[1])
-        weights, slopes = _slopes(
-            q, k, v, g, bias, (b0, b1, b2), total, row, n, m, scale, SHAPE, BIAS, PRECISION, UPCAST
-        )
+        nothing = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+        products = _multiply(q, tl.trans(k), nothing, PRECISION, UPCAST)
+        slopes = _multiply(g, tl.trans(v), nothing, PRECISION, UPCAST)
+        weights, slopes = _slopes(products, slopes, bias, (b0, b1, b2), total, row, n, m, scale, SHAPE, BIAS)
         of_value = _multiply(tl.trans(weights.to(g.dtype)), g, of_value, PRECISION, UPCAST)
         of_key = _multiply(tl.trans(slopes.to(q.dtype)), q, of_key, PRECISION, UPCAST)
     _store(key_gradient + _head(head, (d0, d1), H), m, d, d2, of_key * scale, SHAPE[2], SHAPE[3])
@@ -214,7 +225,7 @@ def patch_gradient(
 def bias_gradient(
     query, q0, q1, q2, key, k0, k1, k2, value, v0, v1, v2, bias, b0, b1, b2, grad, g0, g1, g2, totals, delta,
     gradient, scale, images, each,
-    SHAPE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    SHAPE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One tile of one head, through the `each` images of a part: (parts, h, Nq, Nk)."""
@@ -226,18 +237,20 @@ def bias_gradient(
     part = tl.program_id(0) // (ROWS * COLUMNS * H)
     n = tile // COLUMNS * BLOCK_Q + tl.arange(0, BLOCK_Q)
     m = tile % COLUMNS * BLOCK_K + tl.arange(0, BLOCK_K)
-    d = tl.arange(0, BLOCK_D)
-    e = tl.arange(0, BLOCK_E)
     bias += h * b0
     sums = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
     for image in range(part * each, tl.minimum(images, (part + 1) * each)):
         head = image * H + h
-        q = _load(query + _head(head, (q0, q1), H), n, d, q2, SHAPE[1], SHAPE[3])
-        k = _load(key + _head(head, (k0, k1), H), m, d, k2, SHAPE[2], SHAPE[3])
-        v = _load(value + _head(head, (v0, v1), H), m, e, v2, SHAPE[2], SHAPE[4])
-        g = _load(grad + _head(head, (g0, g1), H), n, e, g2, SHAPE[1], SHAPE[4])
+        products = _products(
+            query + _head(head, (q0, q1), H), q2, key + _head(head, (k0, k1), H), k2, n, m,
+            SHAPE[1], SHAPE[2], SHAPE[3], BLOCK_D, PRECISION, UPCAST,
+        )  # fmt: skip
+        slopes = _products(
+            grad + _head(head, (g0, g1), H), g2, value + _head(head, (v0, v1), H), v2, n, m,
+            SHAPE[1], SHAPE[2], SHAPE[4], BLOCK_D, PRECISION, UPCAST,
+        )  # fmt: skip
         total, row = _of_queries(totals, delta, head, n, SHAPE[1])
-        _, slopes = _slopes(q, k, v, g, bias, (b0, b1, b2), total, row, n, m, scale, SHAPE, True, PRECISION, UPCAST)
+        _, slopes = _slopes(products, slopes, bias, (b0, b1, b2), total, row, n, m, scale, SHAPE, True)
         sums += slopes
     _store(gradient + (part * H + h).to(tl.int64) * SHAPE[1] * SHAPE[2], n, m, SHAPE[2], sums, SHAPE[1], SHAPE[2])
 
@@ -259,12 +272,7 @@ def compete(
     n = tl.arange(0, BLOCK_Q)
     query += _head(head, (q0, q1), H)
     key += _head(head, (k0, k1), H)
-    scores = tl.zeros((BLOCK_K, BLOCK_Q), tl.float32)
-    for first in range(0, SHAPE[3], BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)
-        k = _load(key, m, d, k2, SHAPE[2], SHAPE[3])
-        q = _load(query, n, d, q2, SHAPE[1], SHAPE[3])
-        scores = _multiply(k, tl.trans(q), scores, PRECISION, UPCAST)
+    scores = _products(key, k2, query, q2, m, n, SHAPE[2], SHAPE[1], SHAPE[3], BLOCK_D, PRECISION, UPCAST)
     scores *= scale * LOG2E
     if BIAS:
         at = bias + head % H * b0 + n[None, :] * b1 + m[:, None] * b2
@@ -330,12 +338,7 @@ def compete_gradient(
     query += _head(head, (q0, q1), H)
     value += _head(head, (v0, v1), H)
     grad += _head(head, (g0, g1), H)
-    slope = tl.zeros((BLOCK_K, BLOCK_Q), tl.float32)
-    for first in range(0, SHAPE[4], BLOCK_D):
-        e = first + tl.arange(0, BLOCK_D)
-        v = _load(value, m, e, v2, SHAPE[2], SHAPE[4])
-        g = _load(grad, n, e, g2, SHAPE[1], SHAPE[4])
-        slope = _multiply(v, tl.trans(g), slope, PRECISION, UPCAST)
+    slope = _products(value, v2, grad, g2, m, n, SHAPE[2], SHAPE[1], SHAPE[4], BLOCK_D, PRECISION, UPCAST)
     at = head.to(tl.int64) * SHAPE[2] * BLOCK_Q
     won = _load(shares + at, m, n, BLOCK_Q, SHAPE[2], BLOCK_Q).to(tl.float32)
     inverse = 1 / tl.load(totals + head * SHAPE[1] + n, mask=n < SHAPE[1], other=float("inf"))

@@ -20,17 +20,17 @@ OPTIONS = {"enable_fp_fusion": True}  # Triton 3.10 turns it off unless asked
 # in parts.
 PROGRAMS = 2 * 132
 
-# Numbers of a vector that a product takes at once where the queries compete.
-DEPTH = 64
-
 
 class Blocks(NamedTuple):
-    """Queries and patches of a tile; warps and load stages of the program that makes it."""
+    """Queries and patches of a tile, and numbers of their vectors, that are multiplied at once; warps and load stages
+    of the program that does so."""
 
     queries: int
     patches: int
+    depth: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 def forward(
@@ -57,9 +57,9 @@ def forward(
         options = constants(block, query, shape)
         kernels.compete[(heads(query) * triton.cdiv(shape[2], block.patches),)](
             query, *steps(query), key, *steps(key), *with_steps(bias, query), won, scale,
-            **options, BLOCK_D=min(DEPTH, padded(shape[3])), BIAS=bias is not None,
+            **options, BLOCK_D=min(block.depth, padded(shape[3])), BIAS=bias is not None,
         )  # fmt: skip
-        width = min(DEPTH, padded(shape[4]))
+        width = min(block.depth, padded(shape[4]))
         kernels.gather[(heads(query) * triton.cdiv(shape[4], width),)](
             won, value, *steps(value), output, *steps(output), totals, 1.0,
             **options, COLUMNS=shape[4], BLOCK_E=width, RENORMALIZE=True,
@@ -116,7 +116,7 @@ def backward(
                 sums = query.new_empty(parts, *found[3].shape, dtype=torch.float32)
                 kernels.bias_gradient[(tiles * parts,)](
                     *operands, *given, totals, delta, sums, scale, len(query), each,
-                    **constants(block, query, shape), **widths,
+                    **constants(block, query, shape), BLOCK_D=min(block.depth, padded(max(shape[3:]))),
                 )  # fmt: skip
                 torch.sum(sums, 0, out=found[3]) if found[3].dtype == torch.float32 else found[3].copy_(sums.sum(0))
             return found
@@ -125,9 +125,9 @@ def backward(
         kernels.compete_gradient[(heads(query) * triton.cdiv(shape[2], block.patches),)](
             query, *steps(query), value, *steps(value), *given, shares, totals, delta, slopes,
             of_key, *steps(of_key), of_value, *steps(of_value), scale,
-            **constants(block, query, shape), BLOCK_D=min(DEPTH, padded(max(shape[3:]))),
+            **constants(block, query, shape), BLOCK_D=min(block.depth, padded(max(shape[3:]))),
         )  # fmt: skip
-        width = min(DEPTH, padded(shape[3]))
+        width = min(block.depth, padded(shape[3]))
         kernels.gather[(heads(query) * triton.cdiv(shape[3], width),)](
             slopes, key, *steps(key), of_query, *steps(of_query), totals, scale,
             **constants(choose("compete", query.dtype, shape), query, shape),
@@ -139,11 +139,23 @@ def backward(
 
 
 def choose(kernel: str, dtype: torch.dtype, shape: tuple[int, int, int, int, int]) -> Blocks:
-    """The blocks of a kernel for these operands: of those that spill no registers."""
+    """The blocks of a kernel for these operands: of those that spill no registers, with eight warps or more on a
+    multiprocessor."""
+    exact = precision(dtype) == "tf32x3"
     if kernel.startswith("compete"):
         queries = padded(shape[1])
-        return Blocks(queries, 64 if queries <= 64 else 32, 4, 2)
-    return Blocks(64, 64, 4, 2)
+        if exact:
+            return Blocks(queries, 16, 32, 8, 2, 224 if kernel == "compete" else None)
+        half = dtype != torch.float32
+        return Blocks(queries, 64 if queries <= 64 else 32, 64, 4 if queries <= (128 if half else 64) else 8, 2)
+    deep = max(shape[3:]) > 64
+    if exact:
+        return Blocks(16, 16, 32, 8, 1) if deep else Blocks(16, 32, 32, 4, 1, 224)
+    if kernel == "patch_gradient" and dtype != torch.float32 and not deep:
+        return Blocks(32, 32, 64, 4, 2)
+    if kernel == "patch_gradient" or dtype == torch.float32:
+        return Blocks(32, 64, 64, 8, 2)
+    return Blocks(64, 32 if deep or kernel == "bias_gradient" else 64, 64, 4, 2)
 
 
 def constants(
@@ -157,6 +169,7 @@ def constants(
         "UPCAST": triton.knobs.runtime.interpret,
         "num_warps": block.warps,
         "num_stages": block.stages,
+        "maxnreg": block.registers,
         **OPTIONS,
     }
 
