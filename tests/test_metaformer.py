@@ -133,6 +133,9 @@ def test_the_bias_is_gathered_anew_when_its_table_changes() -> None:
         attention.bias_table += 1
         torch.testing.assert_close(attention.bias(index), first + 1)
     assert attention.bias(index).requires_grad
+    with torch.inference_mode():
+        made_inside = network().eval()
+        assert made_inside(torch.zeros(1, 3, 64, 64)).isfinite().all()
 
 
 def test_drop_path_is_what_its_draws_say() -> None:

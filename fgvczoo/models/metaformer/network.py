@@ -140,9 +140,10 @@ class RelativeAttention(nn.Module):
     def bias(self, index: Tensor) -> Tensor:
         """(heads, N, N): the table's rows by `index` (N, N). Gathered once a forward; without gradients, once until
         the table changes."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.bias_table.is_meta:
-            return self._gather(index)
         table = self.bias_table
+        # A table of inference mode does not say when it changes.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or table.is_meta or table.is_inference():
+            return self._gather(index)
         state = (table._version, table.data_ptr(), table.dtype, index.data_ptr(), index.shape)
         if self._gathered is None or self._gathered[0] != state:
             self._gathered = state, self._gather(index)
