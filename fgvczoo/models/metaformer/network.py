@@ -98,14 +98,11 @@ class MBConv(nn.Module):
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, D, h, w) -> (B, D', h / stride, w / stride). keep: (B,) factors of drop path, 0 or 1 / (1 - rate)."""
         inner, rebuild = norm_activation(self.expand(x), self.norm_1, "silu")
-        with rebuilding(inner, rebuild):
-            inner = self.depthwise(inner)
+        inner = self.depthwise(inner)
         inner, rebuild = norm_activation(inner, self.norm_2, "silu")
         gate = self.excite(F.silu(self.squeeze(inner.mean(dim=(2, 3), keepdim=True)))).sigmoid()
-        with rebuilding(inner, rebuild):
-            gated = inner * gate
-        fixed = gate.detach()
-        with rebuilding(gated, rebuild and (lambda: rebuild() * fixed)):
+        gated, kept, fixed = inner * gate, inner.detach(), gate.detach()
+        with rebuilding(gated, rebuild and (lambda: kept * fixed)):
             branch = self.norm_3(self.project(gated))
         return x + dropped(branch, keep) if self.residual else branch
 
