@@ -78,6 +78,8 @@ def ensembles(recipe: Recipe, seeds: int, runs: Path, options: list[str]) -> dic
     for size in ENSEMBLES:
         if size <= seeds:
             models = [load(runs / f"{recipe.name}-seed{seed}") for seed in range(size)]
+            if getattr(models[0], "metadata_groups", ()):
+                return {}  # an ensemble is given pictures alone
             ensemble, hits, images = ProbabilityEnsemble(models).eval(), 0, 0
             for batch in data_from_provenance(models[0], root).loader("test"):
                 with torch.inference_mode():

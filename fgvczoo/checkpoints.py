@@ -33,7 +33,7 @@ _MAX_PICKLE, _MAX_OPERATIONS = 16 * 2**20, 2_000_000
 _MAX_ENTRIES, _MAX_KEY, _MAX_DIMENSIONS, _MAX_COUNT = 100_000, 512, 16, 2**40
 # Of a safetensors file. The format allows 100 MB, which take several times that when parsed.
 _MAX_HEADER = 16 * 2**20
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema")
 # What the first two pickles of the format before torch 1.6 hold.
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _BIG_ENDIAN = "it was written on a big-endian machine; load and save it on another one"

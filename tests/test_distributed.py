@@ -19,11 +19,14 @@ from fgvczoo.zoo.load import load
 from tests.conftest import RECIPES
 
 RETRIEVAL = ["--model.out_index", "1"]
+# Of MetaFormer what has no batch norm: masking, mixing and drop path are drawn for the global batch.
+TRANSFORMERS = "{" + ", ".join(f"{name}: {{lr: 1.0e-3}}" for name in ("stage_3", "stage_4", "metadata", "head")) + "}"
 TRUNKS = {
     "bas": ["--model.backbone", "vgg11", "--model.backbone_options", "null"],
     "cam": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "dsml": ["--model.backbone", "test_convnext", *RETRIEVAL],
     "dm2": ["--model.backbones", "[test_convnext,test_convnext]", *RETRIEVAL],
+    "metaformer": ["--model.stages", f"{{train: {{groups: {TRANSFORMERS}, schedule: cosine-updates, base_batch: 8}}}}"],
     "st-protopnet": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "protopnet": ["--model.backbone", "test_convnext", "--model.out_index", "1"],
     "prototree": ["--model.backbone", "test_convnext", "--model.out_index", "1"],

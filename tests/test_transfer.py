@@ -19,9 +19,21 @@ TRUNK = {"backbone": "test_resnet", "out_index": 1}
 CUT_TRUNK = {"backbone": "resnet18", "backbone_options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}}
 
 
+# Of papers that are not built on a trunk.
+NETWORKS: dict[str, dict[str, object]] = {
+    "metaformer": {
+        "metadata": {"place": "sphere"},
+        "conv_widths": [8, 8, 16],
+        "attention_widths": [16, 24],
+        "attention_depths": [1, 1],
+        "preprocess": {"size": [64, 64]},
+    }
+}
+
+
 def made(paper: str, seed: int, num_classes: int = 3, **arguments: object) -> StagedModule:
     torch.manual_seed(seed)
-    trunk = CUT_TRUNK if paper.startswith("bas") else TRUNK
+    trunk = NETWORKS.get(paper, CUT_TRUNK if paper.startswith("bas") else TRUNK)
     return fgvczoo.create(paper, **{"num_classes": num_classes, **trunk, **arguments})
 
 
@@ -48,10 +60,11 @@ def test_other_classes_take_what_does_not_follow_them(paper: str) -> None:
         source = fresh if name in report.new else trained.state_dict()
         assert torch.equal(tensor, source[name]), name
     assert sorted([*report.loaded, *report.new]) == sorted(fresh)
-    assert any("backbone" in name for name in report.loaded) and not any("backbone" in name for name in report.new)
+    trunk = "stem" if paper in NETWORKS else "backbone"
+    assert any(trunk in name for name in report.loaded) and not any(trunk in name for name in report.new)
     assert set(report.new.values()) == {"classes"}
     first, second = report.lines(model)
-    assert first.startswith("loaded: backbone (") and second.startswith("new for 4 classes: ")
+    assert first.startswith(f"loaded: {trunk} (") and second.startswith("new for 4 classes: ")
 
 
 def test_as_many_other_classes_are_other_classes() -> None:
@@ -118,3 +131,8 @@ def test_names_of_data_sets(fgvczoo_in, birds: Path) -> None:
         assert status == 2 and "did you mean cub" in err and err.count("\n") == 1
     status, _, err = fgvczoo_in("fit", "--config", tiny, "--data=cub", "--data.root", birds, "--trainer.max_epochs", 1)
     assert status == 0, err
+
+
+def test_networks_without_a_trunk_are_not_shared() -> None:
+    with pytest.raises(FgvczooError, match="they share no trunk; give weights of metaformer"):
+        transfer(made("metaformer", 0), made("protopnet", 1))

@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a .csv, .json, .parquet or (boxes) .coco.json file, of embeddings also .safetensors; default: print",
     )
     add.add_argument("--top", type=int, default=5, help="classes a result lists (default 5)")
+    _metadata_option(add)
     add.add_argument("--maps", type=Path, metavar="DIR", help="of localisation models: write each image's map there")
 
     add = commands.add_parser("explain", help="why an image gets its class, or what it is near to, as a page")
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--target", help="the class to explain, by name or number; default: the predicted one")
     add.add_argument("--top", type=int, default=6, help="prototypes that get a map, classes of a leaf (default 6)")
+    _metadata_option(add)
 
     add = commands.add_parser("retrieve", help="the nearest images of a folder, as a page")
     _model_options(add)
@@ -141,6 +143,14 @@ def build_parser() -> argparse.ArgumentParser:
 def _name_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="a recipe, the folder of a run or of weights, or a Hub repository")
     parser.add_argument("--weights", help="of the recipe: a folder, repository or checkpoint, not the published ones")
+
+
+def _metadata_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metadata",
+        help="what is known of the images, for models that read it: lat=46.9,lon=7.4,date='2021-06-05 14:30', or a .csv"
+        " file with the columns path, lat, lon, date, ...",
+    )
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -223,17 +233,25 @@ def _recipe(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from fgvczoo.cli.files import check_table, image_files, predict_files, write_maps, write_predictions
+    from fgvczoo.cli.files import (
+        check_table,
+        image_files,
+        metadata_finder,
+        predict_files,
+        write_maps,
+        write_predictions,
+    )
     from fgvczoo.tasks.retrieval import RetrievalModule
 
     check_table(options.output, more=(".safetensors",))
     files = image_files(options.paths)
     unreadable: list[str] = []
     model, boxes = _model(options)
+    metadata = metadata_finder(model, options.metadata)
     if isinstance(model, RetrievalModule):
         return _predict_embeddings(options, model, files, boxes)
     check_table(options.output)
-    results = predict_files(model, files, boxes, top=options.top, unreadable=unreadable)
+    results = predict_files(model, files, boxes, top=options.top, unreadable=unreadable, metadata=metadata)
     if options.output is None:
         for result in results:
             box = "".join(f" {value:.0f}" for value in getattr(result, "box", ()))
@@ -267,10 +285,12 @@ def _unread(lines: list[str]) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
+    from fgvczoo.cli.files import metadata_finder
     from fgvczoo.explain.page import write
     from fgvczoo.tasks.retrieval import RetrievalModule
 
     model, boxes = _model(options)
+    metadata = metadata_finder(model, options.metadata)
     if isinstance(model, RetrievalModule):
         return _explain_retrieval(options, model, boxes)
     if not hasattr(model, "explain"):
@@ -285,8 +305,10 @@ def _explain(options: argparse.Namespace) -> int:
     by_number = options.target is not None and options.target.isdecimal() and options.target not in model.class_names
     target = int(options.target) if by_number else options.target
     truth = _truth(options, model)
+    given = (lambda path: {"metadata": metadata(path)}) if metadata is not None else (lambda path: {})
     explanations = [
-        model.explain(path, target=target, top=options.top, box=boxes(path), **truth(path)) for path in options.paths
+        model.explain(path, target=target, top=options.top, box=boxes(path), **truth(path), **given(path))
+        for path in options.paths
     ]
     written = write(explanations, options.output, names=[path.name for path in options.paths])
     for path, explanation in zip(options.paths, explanations):

@@ -52,6 +52,51 @@ def parse_box(text: str) -> Box:
     return x0, y0, x1, y1
 
 
+def metadata_finder(model: Any, given: str | None) -> Callable[[Path], dict[str, Any] | None] | None:
+    """What is known of each file beside its pixels.
+
+    given: of all files, "lat=46.9,lon=7.4,date=2021-06-05 14:30"; or a .csv table with a column `path` (or `file`,
+    `file_name`: a path, or a name alone) and any of lat, lon, date, month, hour; what is not in it is missing. None:
+    nothing is known, and None comes back.
+
+    Raises `FgvczooError` for a model that reads no metadata, and for what cannot be read.
+    """
+    if given is None:
+        return None
+    if not getattr(model, "metadata_groups", ()):
+        raise FgvczooError(f"--metadata: {model.paper} reads no metadata; leave it out")
+    if not given.endswith(".csv"):
+        pairs = [part.partition("=") for part in given.split(",")]
+        if any(not equals or not key.strip() for key, equals, _ in pairs):
+            raise FgvczooError(f"--metadata {given}: expected NAME=VALUE,... as in lat=46.9,lon=7.4, or a .csv file")
+        values: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
+        model.encoder.read(values, "--metadata")
+        return lambda path: values
+    table = _metadata_table(Path(given), model)
+    return lambda path: table.get(str(path), table.get(str(path.absolute()), table.get(path.name)))
+
+
+def _metadata_table(file: Path, model: Any) -> dict[str, dict[str, Any]]:
+    """The rows of a table by what their file is called there; other columns are left out."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as handle:
+            table = csv.DictReader(handle)
+            columns = [name for name in table.fieldnames or () if name in model.encoder.words]
+            path = next((name for name in ("path", "file", "file_name") if name in (table.fieldnames or ())), None)
+            if path is None or not columns:
+                raise FgvczooError(
+                    f"{file}: expected a column path and some of {', '.join(model.encoder.words)}; it has"
+                    f" {', '.join(table.fieldnames or ()) or 'none'}"
+                )
+            rows: dict[str, dict[str, Any]] = {}
+            for row in table:
+                rows[row[path]] = {name: row[name] or None for name in columns}
+                model.encoder.read(rows[row[path]], f"{file}: line {table.line_num}")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FgvczooError(f"{file}: cannot be read as a table ({error})") from None
+    return rows
+
+
 def parse_device(name: str) -> torch.device:
     """A device of this machine by its name; "auto": the accelerator, else the CPU."""
     if name == "auto":
@@ -72,13 +117,15 @@ def predict_files(
     *,
     top: int,
     unreadable: list[str],
+    metadata: Callable[[Path], dict[str, Any] | None] | None = None,
 ) -> list[Prediction]:
     """Classifies files in batches, read by several threads, with a progress bar; what cannot be read is listed in
-    `unreadable` and left out."""
+    `unreadable` and left out. metadata: what is known of a file, for models that read it."""
 
     results: list[Prediction] = []
     for images, names in _read(files, boxes, "predicting", unreadable):
-        predictions = model.predict(images, top=top)
+        given: dict[str, Any] = {} if metadata is None else {"metadata": [metadata(Path(name)) for name in names]}
+        predictions = model.predict(images, top=top, **given)
         assert isinstance(predictions, list)
         results += [replace(prediction, source=name) for prediction, name in zip(predictions, names)]
     return results

@@ -11,7 +11,8 @@ import math
 import os
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -32,21 +33,30 @@ AUGMENTATIONS: dict[str, Callable[[], list[Any]]] = {}
 Window = Callable[[random.Random, int, int], tuple[int, int, int, int]]
 # Protocol -> what draws the part of a picture that is seen: (random numbers, height, width) -> x, y, width, height.
 _WINDOWS: dict[str, Window] = {}
+_PICTURES_ONLY: set[str] = set()  # protocols that move what is seen without saying where to
+_ERASING: dict[str, float] = {}  # protocols that then erase a rectangle of the normalised picture, and how often
 
 
 def augmentation(
-    name: str, *, window: Window | None = None
+    name: str, *, window: Window | None = None, picture_only: bool = False, erasing: float = 0.0
 ) -> Callable[[Callable[[], list[Any]]], Callable[[], list[Any]]]:
     """Decorator that enters a protocol in `AUGMENTATIONS`.
 
     window: draws the part of the picture that is seen. It is resized to the size of the preprocessing, without the cut
         that un-augmented pictures may get there, and the transforms run at that size, as torchvision's do.
+    picture_only: it cannot move annotations along.
+    erasing: how often a rectangle of the normalised picture is then replaced by noise (timm's `RandomErasing`, mode
+        "pixel").
     """
 
     def enter(build: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
         AUGMENTATIONS[name] = build
         if window is not None:
             _WINDOWS[name] = window
+        if picture_only:
+            _PICTURES_ONLY.add(name)
+        if erasing:
+            _ERASING[name] = erasing
         return build
 
     return enter
@@ -95,6 +105,11 @@ class Transform:
         augmented = seed is not None and self.augmentation != "none"
         if augmented:
             assert seed is not None
+            if self.augmentation in _PICTURES_ONLY and any(note is not None for note in (mask, boxes, parts)):
+                raise FgvczooError(
+                    f"augmentation={self.augmentation!r} does not move masks, boxes and parts along; leave them out of"
+                    " keys, or choose another"
+                )
             # One stream for the whole chain, and one for the window. albumentations' `set_random_seed` would give every
             # step its own copy of the same stream, and a flip would go with, say, every brightening.
             streams = np.random.SeedSequence(tuple(seed)).spawn(3 if self.augmentation in _WINDOWS else 2)
@@ -106,6 +121,8 @@ class Transform:
             image, mask, boxes, parts = self._augment(image, mask, boxes, parts, streams)
         height, width = image.shape[:2]
         sample = {"image": preprocess.normalize(preprocess.resize(image, fast=augmented))}
+        if seed is not None and self.augmentation in _ERASING:
+            sample["image"] = _erase(sample["image"], _ERASING[self.augmentation], seed)
         if mask is not None:
             sample["mask"] = torch.from_numpy(preprocess.resize_mask(mask).astype(np.int64))
         full_h, full_w = preprocess.size
@@ -384,6 +401,13 @@ def resized_crop() -> list[Any]:
     return flip()
 
 
+@augmentation("timm-imagenet", window=_part(0.08), picture_only=True, erasing=0.25)
+def timm_imagenet() -> list[Any]:
+    """timm's for ImageNet, as Swin Transformer and MetaFormer use it: "resized-crop", RandAugment
+    (rand-m9-mstd0.5-inc1), and a rectangle of noise in every fourth picture."""
+    return [*flip(), _rand_augment("rand-m9-mstd0.5-inc1")]
+
+
 @augmentation("resized-crop-16", window=_part(0.16))
 def resized_crop_16() -> list[Any]:
     """As "resized-crop", of at least 16 % of the area."""
@@ -546,6 +570,48 @@ def _warp(
             return {"matrix": matrix, "max_height": height, "max_width": width}
 
     return Warp(interpolation=cv2.INTER_CUBIC, border_mode=border, fill=0, fill_mask=IGNORE, p=p)
+
+
+@contextmanager
+def _global_streams(seed: int) -> Iterator[None]:
+    """Inside, the random numbers of Python, numpy and torch, which timm draws from, come from this seed (32 bits)."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            torch.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _erase(image: Tensor, probability: float, seed: Sequence[int]) -> Tensor:
+    """A normalised picture (3, h, w) with a rectangle of normal noise, perhaps."""
+    from timm.data.random_erasing import RandomErasing
+
+    # The last number keeps these draws apart from those of the same seed that moved the picture.
+    with _global_streams(int(np.random.SeedSequence((*seed, 7)).generate_state(1)[0])):
+        return RandomErasing(probability, mode="pixel", device="cpu")(image)
+
+
+def _rand_augment(description: str) -> Any:
+    """An albumentations transform that runs timm's RandAugment."""
+    from PIL import Image
+    from timm.data.auto_augment import rand_augment_transform
+
+    operations = rand_augment_transform(
+        description, {"img_mean": _MEAN_COLOUR, "interpolation": Image.Resampling.BICUBIC}
+    )
+    image_only: Any = _albumentations().ImageOnlyTransform
+
+    class RandAugment(image_only):
+        def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
+            with _global_streams(self.py_random.getrandbits(32)):
+                return np.array(operations(Image.fromarray(img)))
+
+    return RandAugment(p=1)
 
 
 def _elastic(grid: int, magnitude: int) -> Any:

@@ -71,7 +71,7 @@ class StagedModule(L.LightningModule, ABC):
     """
 
     paper: ClassVar[str]
-    needs: ClassVar[Needs] = Needs()
+    needs: Needs = Needs()
     actions: ClassVar[dict[str, str]] = {}
     output_names: ClassVar[tuple[str, ...]] = ("logits",)  # of what `forward` gives, in exported files
 
@@ -180,11 +180,21 @@ class StagedModule(L.LightningModule, ABC):
         optimizer = self._optimizers[stage]
         if self.trainer.strategy.optimizers[0] is not optimizer:
             self.trainer.strategy.optimizers = [optimizer]
-        factor = self.plan.learning_rate_factor(self.trainer.current_epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        self._set_learning_rates(0.0)
         # DDP was built with everything trainable; freezing afterwards is safe with find_unused_parameters.
         freeze_all_but(list(self.plan.stages[stage].groups), self.groups())
+
+    def _set_learning_rates(self, done: float) -> None:
+        """By the schedule. done: the share of the epoch that is over."""
+        stage = self.plan.stages[self.stage_name]
+        factor = self.plan.learning_rate_factor(self.trainer.current_epoch, done)
+        if stage.base_batch is not None:
+            source = getattr(self.trainer, "datamodule", None)
+            if source is None:
+                raise FgvczooError(f"base_batch={stage.base_batch}: the batch is that of a data module; give one")
+            factor *= stage.batch_factor(source.batch_size * self.trainer.accumulate_grad_batches)
+        for group in self._optimizers[self.stage_name].param_groups:
+            group["lr"] = group["base_lr"] * factor
 
     def parameters_replaced(self) -> None:
         """Call it at the end of an action that gave parameters new shapes: optimisers start anew, DDP wraps anew.
@@ -207,6 +217,10 @@ class StagedModule(L.LightningModule, ABC):
         # Nothing may depend on a random stream that a resumed run cannot find again (dropout, drop path, mixup).
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         torch.manual_seed((seed + 1) * 1_000_003 + self.trainer.global_step * 64 + self.trainer.global_rank)
+        if self.plan.stages[self.stage_name].by_update:
+            accumulated = self.trainer.accumulate_grad_batches
+            updates = -(-self.trainer.num_training_batches // accumulated)
+            self._set_learning_rates(batch_idx // accumulated / updates)
 
     def on_train_epoch_end(self) -> None:
         for name in self.plan.actions_after(self.trainer.current_epoch):

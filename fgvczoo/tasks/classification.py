@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,12 @@ class Prediction:
 
 
 class ClassificationModule(StagedModule):
-    """Base of all classifiers: `forward` gives logits (B, C); top-1 and top-5 accuracy are watched."""
+    """Base of all classifiers: `forward` gives logits (B, C); top-1 and top-5 accuracy are watched.
+
+    metadata_groups: what it reads of an image besides its pixels (place, date, ...); see `nn.metadata`.
+    """
+
+    metadata_groups: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -99,28 +104,47 @@ class ClassificationModule(StagedModule):
     # -- files --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def predict(self, images: Any, *, top: int = 5, box: Box | None = None) -> Prediction | list[Prediction]:
+    def predict(
+        self,
+        images: Any,
+        *,
+        top: int = 5,
+        box: Box | None = None,
+        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> Prediction | list[Prediction]:
         """Classifies one image (path, bytes, PIL, array or tensor, see `read_image`) or a list of them.
 
         top: how many classes a result lists. box: x0, y0, x1, y1 in pixels, cut out of each image before anything else
-        (models trained on box crops expect it). A list gives a list, in its order.
+        (models trained on box crops expect it). metadata: what is known of the image (of each, or of all), for models
+        that read it, such as {"lat": 46.9, "lon": 7.4, "date": "2021-06-05 14:30"}; see `MetadataEncoder.read`. A list
+        gives a list, in its order.
 
-        Raises `FgvczooError` for what is not an image and for a box outside it.
+        Raises `FgvczooError` for what is not an image, for a box outside it, and for metadata that the model does not
+        read.
         """
         many = isinstance(images, (list, tuple))
         sources = list(images) if many else [images]
+        if metadata is not None and not self.metadata_groups:
+            raise FgvczooError(f"{self.paper} reads no metadata; leave metadata out")
         if not sources:
             return []
+        given = [metadata] * len(sources) if metadata is None or isinstance(metadata, Mapping) else list(metadata)
+        if len(given) != len(sources):
+            raise FgvczooError(f"metadata of {len(given)} images for {len(sources)}; give one each, or one for all")
         was_training = self.training
         self.eval()
         try:
             tensors = [self.preprocess(crop(read_image(source), box)) for source in sources]
-            scores = self(torch.stack(tensors).to(self.device)).softmax(dim=1)
+            scores = self.prediction_logits(torch.stack(tensors).to(self.device), given).softmax(dim=1)
         finally:
             self.train(was_training)
         names = [str(source) if isinstance(source, (str, Path)) else None for source in sources]
         results = self._predictions(scores, top, names)
         return results if many else results[0]
+
+    def prediction_logits(self, images: Tensor, metadata: Sequence[Mapping[str, Any] | None]) -> Tensor:
+        """Logits (B, C) of preprocessed images and what is known of each; papers that read metadata override it."""
+        return self(images)
 
     def _predictions(self, scores: Tensor, top: int, sources: Sequence[str | None]) -> list[Prediction]:
         best, indices = scores.float().cpu().topk(min(top, self.num_classes), dim=1)

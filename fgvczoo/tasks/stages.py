@@ -25,17 +25,26 @@ from torch.optim import Optimizer
 
 from fgvczoo.errors import FgvczooError, did_you_mean
 
+_SCHEDULES = ("constant", "milestones", "cosine", "polynomial", "cosine-updates")
+
 
 @dataclass
 class Group:
     """How a stage trains one parameter group: learning rate and (coupled, as the optimiser has it) weight decay.
 
     bias_lr: the learning rate of its biases, those of norms included, where it is another; 0 leaves them as they are.
+    decay: what the weight decay is for: "all" parameters, or "matrices" only, those of two dimensions or more that are
+        no biases (so neither norms nor class tokens).
     """
 
     lr: float
     weight_decay: float = 0.0
     bias_lr: float | None = None
+    decay: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("all", "matrices"):
+            raise FgvczooError(f"decay={self.decay!r} of a parameter group; expected all or matrices")
 
 
 @dataclass
@@ -46,7 +55,12 @@ class Stage:
     optimizer: the name of a class in torch.optim; `optimizer_options` are its further arguments.
     schedule: "constant"; "milestones": the rate is multiplied by `gamma` before each of these epochs of the stage;
         "cosine": half a cosine from 1 to 0 over the stage's epochs in the plan, after `warmup` linear epochs;
-        "polynomial": (1 - epoch / epochs) to the power of 0.9.
+        "polynomial": (1 - epoch / epochs) to the power of 0.9; "cosine-updates": set before every update instead of
+        every epoch, linear from `warmup_from` to 1 over `warmup` epochs, then half a cosine from 1 to `minimum` whose
+        time counts from the stage's first update, the warm-up included.
+    warmup_from, minimum: of "cosine-updates", as shares of the learning rates.
+    base_batch: the learning rates are those for a batch of this size, over all processes and accumulated batches
+        together, and are scaled in proportion to the one that is trained with; None: they are what they are.
     """
 
     groups: dict[str, Group]
@@ -56,11 +70,28 @@ class Stage:
     milestones: list[int] = field(default_factory=list)
     gamma: float = 0.1
     warmup: int = 0
+    warmup_from: float = 0.0
+    minimum: float = 0.0
+    base_batch: int | None = None
 
-    def factor(self, epoch: int, epochs: int) -> float:
-        """What the learning rates are multiplied by in epoch `epoch` (from 0) of `epochs` of this stage."""
+    @property
+    def by_update(self) -> bool:
+        """Whether the schedule moves within an epoch."""
+        return self.schedule == "cosine-updates"
+
+    def batch_factor(self, batch: int) -> float:
+        """What the learning rates are multiplied by for this total batch."""
+        return 1.0 if self.base_batch is None else batch / self.base_batch
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """What the learning rates are multiplied by in epoch `epoch` (from 0; in schedules by update with a fraction:
+        the share of it that is over) of `epochs` of this stage."""
         if self.schedule == "constant":
             return 1.0
+        if self.schedule == "cosine-updates":
+            if epoch < self.warmup:
+                return self.warmup_from + (1 - self.warmup_from) * epoch / self.warmup
+            return self.minimum + 0.5 * (1 - self.minimum) * (1 + math.cos(math.pi * min(epoch / epochs, 1)))
         if self.schedule == "milestones":
             return float(self.gamma ** sum(epoch >= milestone for milestone in self.milestones))
         if self.schedule == "polynomial":
@@ -142,10 +173,10 @@ class Plan:
         phase = self.phase(epoch)
         return phase.actions if epoch == phase.first_epoch + phase.epochs - 1 else ()
 
-    def learning_rate_factor(self, epoch: int) -> float:
-        """The schedule's factor in this epoch of the trainer."""
+    def learning_rate_factor(self, epoch: int, done: float = 0.0) -> float:
+        """The schedule's factor in this epoch of the trainer. done: the share of it that is over."""
         phase = self.phase(epoch)
-        within = phase.offset + epoch - phase.first_epoch
+        within = phase.offset + epoch - phase.first_epoch + done
         return self.stages[phase.stage].factor(within, self._trained[phase.stage])
 
     @property
@@ -179,27 +210,24 @@ def _check_stage(name: str, stage: Stage, groups: Sequence[str]) -> None:
     optimizer = getattr(torch.optim, stage.optimizer, None)
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
         raise FgvczooError(f"stages.{name}: torch.optim has no optimiser {stage.optimizer!r}")
-    if stage.schedule not in ("constant", "milestones", "cosine", "polynomial"):
-        raise FgvczooError(
-            f"stages.{name}: schedule={stage.schedule!r}; expected constant, milestones, cosine or polynomial"
-        )
+    if stage.schedule not in _SCHEDULES:
+        raise FgvczooError(f"stages.{name}: schedule={stage.schedule!r}; expected {', '.join(_SCHEDULES)}")
 
 
 def build_optimizer(stage: Stage, modules: dict[str, nn.Module]) -> Optimizer:
     """The stage's optimiser; `base_lr` of each group is what the schedule multiplies."""
     groups = []
     for name, group in stage.groups.items():
-        parts = {group.lr: list(modules[name].parameters())}
-        if group.bias_lr is not None:
-            named = list(modules[name].named_parameters())
-            biases = {id(parameter) for key, parameter in named if key.rpartition(".")[2] == "bias"}
-            parts = {group.lr: [p for _, p in named if id(p) not in biases]}
-            if group.bias_lr:
-                parts[group.bias_lr] = parts.get(group.bias_lr, []) + [p for _, p in named if id(p) in biases]
+        parts: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for key, parameter in modules[name].named_parameters():
+            is_bias = key.rpartition(".")[2] == "bias"
+            rate = group.bias_lr if is_bias and group.bias_lr is not None else group.lr
+            decays = group.decay == "all" or (parameter.ndim > 1 and not is_bias)
+            if not (is_bias and group.bias_lr == 0):
+                parts.setdefault((rate, group.weight_decay if decays else 0.0), []).append(parameter)
         groups += [
-            {"params": params, "lr": lr, "base_lr": lr, "weight_decay": group.weight_decay, "name": name}
-            for lr, params in parts.items()
-            if params
+            {"params": params, "lr": rate, "base_lr": rate, "weight_decay": decay, "name": name}
+            for (rate, decay), params in parts.items()
         ]
     return getattr(torch.optim, stage.optimizer)(groups, **stage.optimizer_options)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import inspect
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgvczoo.checkpoints import Checkpoint, read_checkpoint
 from fgvczoo.errors import FgvczooError, FgvczooWarning
@@ -31,7 +31,9 @@ class ImportReport:
 
     loaded: tensors of the module that have the checkpoint's values. dropped: keys of the checkpoint that the module has
     no use for. inferred: constructor arguments that the checkpoint implies. untouched: tensors of the module outside of
-    the authors' network, which `forward` does not read. notes: doubts.
+    the authors' network, which `forward` does not read. notes: doubts. resized: keys of the checkpoint whose tensors
+    were made to fit another image size. missing: tensors of the network that the checkpoint does not hold and that are
+    drawn: a part that was asked for anew, as a whole.
     """
 
     loaded: int
@@ -39,11 +41,14 @@ class ImportReport:
     inferred: dict[str, Any]
     untouched: list[str]
     notes: list[str]
+    resized: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """For people."""
         inferred = ", ".join(f"{key}={_short(value)}" for key, value in self.inferred.items() if value is not None)
         rows = [("loaded", f"{self.loaded} tensors"), ("inferred", inferred), ("dropped", ", ".join(self.dropped))]
+        rows += [("resized", ", ".join(self.resized)), ("missing", ", ".join(self.missing))]
         rows += [("untouched", ", ".join(self.untouched)), *(("note", note) for note in self.notes)]
         return [f"{name:9}  {text}" for name, text in rows if text]
 
@@ -102,8 +107,11 @@ def import_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create(paper, **inferred | config)
-    load_tensors(model.get_submodule("network"), renamed, name)
-    places = {tensor.data_ptr() for tensor in renamed.values()}
+    network = model.get_submodule("network")
+    resized = official.resized(state, **options) if hasattr(official, "resized") else []
+    places = {tensor.data_ptr() for tensor in renamed.values()} | {state[key].data_ptr() for key in resized}
+    missing = _new_parts(network, renamed, getattr(official, "OPTIONAL_PARTS", ()))
+    load_tensors(network, renamed | missing, name)
     outside = [key for key in model.state_dict() if not key.startswith("network.")]
     report = ImportReport(
         loaded=len(renamed),
@@ -111,6 +119,8 @@ def import_checkpoint(
         inferred={key: value for key, value in inferred.items() if key not in config},
         untouched=outside,
         notes=notes,
+        resized=resized,
+        missing=list(missing),
     )
     model.provenance = {
         "source": "the authors' checkpoint",
@@ -124,9 +134,10 @@ def import_checkpoint(
 
 def official_module(paper: str) -> ModuleType:
     """`models/PAPER/official.py`: `state_from_official` renames the tensors of a state dict to those of our network,
-    `arguments_from_official` infers constructor arguments from them; where there is `options_from_module`, it takes
-    options of both, and further arguments, from what a whole module says beside its tensors; where one folder has
-    several models, `model_of` says which one a state dict is of.
+    `arguments_from_official` infers constructor arguments from them; where it has OPTIONAL_PARTS, those of our network
+    may be wanted without being in the checkpoint; `resized` says which tensors are made to fit an image size; where
+    there is `options_from_module`, it takes options of both, and further arguments, from what a whole module says
+    beside its tensors; where one folder has several models, `model_of` says which one a state dict is of.
 
     Raises `FgvczooError` for an unknown paper and for one that has no such module.
     """
@@ -148,6 +159,13 @@ def save_imported(model: StagedModule, paper: str, folder: str | Path) -> Path:
         "redistributable": PAPERS[paper].redistributable,
     }
     return save_weights(model, folder, provenance=model.provenance or {}, licences=licences)
+
+
+def _new_parts(network: nn.Module, renamed: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
+    """The network's own tensors of those parts, given by the beginning of their names, that the checkpoint has nothing
+    of."""
+    absent = [part for part in parts if not any(key.startswith(part) for key in renamed)]
+    return {key: value for key, value in network.state_dict().items() if key.startswith(tuple(absent))}
 
 
 def _use_attributes(

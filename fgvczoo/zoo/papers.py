@@ -76,6 +76,21 @@ PAPERS: dict[str, Paper] = {
   year      = {2019}
 }""",
     ),
+    "metaformer": Paper(
+        title="MetaFormer: A Unified Meta Framework for Fine-Grained Recognition",
+        authors="Diao et al.",
+        venue="arXiv 2022",
+        url="https://arxiv.org/abs/2203.02751",
+        licence="MIT",
+        redistributable=True,
+        bibtex="""\
+@article{MetaFormer,
+  title   = {MetaFormer: A Unified Meta Framework for Fine-Grained Recognition},
+  author  = {Diao, Qishuai and Jiang, Yi and Wen, Bin and Sun, Jia and Yuan, Zehuan},
+  journal = {arXiv preprint arXiv:2203.02751},
+  year    = {2022}
+}""",
+    ),
     "protopnet": Paper(
         title="This Looks Like That: Deep Learning for Interpretable Image Recognition",
         authors="Chen, Li et al.",

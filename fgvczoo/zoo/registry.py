@@ -14,6 +14,7 @@ MODELS: dict[str, str] = {
     "dm2": "fgvczoo.models.dm2.DM2",
     "dsml": "fgvczoo.models.dsml.DSML",
     "linear": "fgvczoo.models.linear.LinearClassifier",
+    "metaformer": "fgvczoo.models.metaformer.MetaFormer",
     "protopnet": "fgvczoo.models.protopnet.ProtoPNet",
     "prototree": "fgvczoo.models.prototree.ProtoTree",
     "st-protopnet": "fgvczoo.models.st_protopnet.STProtoPNet",

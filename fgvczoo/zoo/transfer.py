@@ -44,7 +44,7 @@ def transfer(model: StagedModule, trained: StagedModule) -> Transfer:
     The same paper and the same classes: everything, with the plain state beside the tensors. Other classes: all tensors
     whose shape does not follow the number of classes. Another paper: the trunk.
 
-    Raises `FgvczooError` where the trunks differ.
+    Raises `FgvczooError` where the trunks differ, and for another paper where one has no trunk of its own.
     """
     mine, theirs = model.state_dict(), _named_as(model, trained)
     if model.paper == trained.paper and model.class_names == trained.class_names:
@@ -52,7 +52,7 @@ def transfer(model: StagedModule, trained: StagedModule) -> Transfer:
         mine, follow = model.state_dict(), set()
     else:
         follow = _follow_classes(model)
-    trunk = _backbone(model)[0]
+    trunk = _trunk(model)
     new = {}
     for name, tensor in mine.items():
         if name in follow:
@@ -61,7 +61,7 @@ def transfer(model: StagedModule, trained: StagedModule) -> Transfer:
             new[name] = "absent"
         elif theirs[name].shape != tensor.shape:
             new[name] = "shape"
-        if name in new and name.startswith(trunk):
+        if name in new and trunk is not None and name.startswith(trunk):
             raise FgvczooError(
                 f"the weights are of another trunk ({_backbone(trained)[1].name}, of the model "
                 f"{_backbone(model)[1].name}); give the model their backbone, out_index and backbone_options"
@@ -76,8 +76,18 @@ def _named_as(model: StagedModule, trained: StagedModule) -> dict[str, torch.Ten
     state = trained.state_dict()
     if trained.paper == model.paper:
         return state
-    mine, theirs = _backbone(model)[0], _backbone(trained)[0]
+    mine, theirs = _trunk(model), _trunk(trained)
+    if mine is None or theirs is None:
+        raise FgvczooError(
+            f"the weights are of {trained.paper} and the model is {model.paper}: they share no trunk; give weights of"
+            f" {model.paper}"
+        )
     return {mine + name.removeprefix(theirs): tensor for name, tensor in state.items() if name.startswith(theirs)}
+
+
+def _trunk(model: nn.Module) -> str | None:
+    """The prefix of the names of its trunk's tensors; None for a network that is not built on one."""
+    return _backbone(model)[0] if any(isinstance(part, Backbone) for part in model.modules()) else None
 
 
 def _backbone(model: nn.Module) -> tuple[str, Backbone]:

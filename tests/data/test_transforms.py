@@ -18,6 +18,8 @@ PROTOCOLS += ["prototree", "prototree-cars", "random-crop", "cct-cub", "padded-c
 # Windows may miss a mark, and colours change it: `test_windows_are_seen_whole`.
 WINDOWS = ["resized-crop", "resized-crop-16", "random-crop-zoom", "random-crop-colour", "random-crop-grey"]
 WINDOWS += ["cct-cifar", "gabor"]
+# Annotations do not go along: `test_pictures_alone_are_cut_and_erased`.
+PICTURES = ["timm-imagenet"]
 HEIGHT, WIDTH = 160, 200
 # The marks must be found: nothing may be erased or recoloured.
 PLAIN = Preprocess(size=(120, 130), mean=(0, 0, 0), std=(1, 1, 1))
@@ -53,7 +55,7 @@ def centre(image: torch.Tensor, floor: float = 0.6) -> tuple[float, float]:
 
 
 def test_every_protocol_is_tested():
-    assert list(AUGMENTATIONS) and {*PROTOCOLS, *WINDOWS} == set(AUGMENTATIONS)
+    assert list(AUGMENTATIONS) and {*PROTOCOLS, *WINDOWS, *PICTURES} == set(AUGMENTATIONS)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -282,3 +284,17 @@ def test_squash_center_cuts_the_middle_of_a_squashed_picture() -> None:
     whole = Preprocess(size=(64, 64)).resize(picture)
     middle = Preprocess(size=(56, 56), crop="squash-center", crop_fraction=0.875).resize(picture)
     assert np.array_equal(whole[4:60, 4:60], middle)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_alone_are_cut_and_erased(name):
+    picture = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
+    transform, state = Transform(Preprocess((48, 64)), name), random.getstate()
+    images = [transform(picture, seed=(0, 0, row))["image"] for row in range(60)]
+    assert random.getstate() == state  # timm draws from global streams, which stay as they were
+    assert all(torch.equal(image, transform(picture, seed=(0, 0, row))["image"]) for row, image in enumerate(images))
+    noisy = sum(float(image[0].std()) > 0.2 and image.unique().numel() > 100 for image in images)
+    assert 4 < noisy < 30  # a rectangle of noise in about every fourth
+    with pytest.raises(FgvczooError, match="does not move masks, boxes and parts along"):
+        transform(picture, boxes=np.array([[0, 0, 9, 9]]), seed=(0, 0, 0))
+    assert transform(picture, boxes=np.array([[0, 0, 9, 9]]))["boxes"].shape == (1, 4)
