@@ -32,8 +32,10 @@ def describe(recipe: Recipe) -> str:
         *_paper(card.paper),
         ("task", card.task),
         ("data set", f"{card.dataset}, {card.num_classes} classes"),
-        ("trunk", str(recipe.config["model"].get("init_args", {}).get("backbone", ""))),
     ]
+    arguments = recipe.config["model"].get("init_args", {})
+    if trunk := arguments.get("backbone") or arguments.get("network") or arguments.get("backbones"):
+        rows.append(("trunk", trunk if isinstance(trunk, str) else ", ".join(trunk)))
     if ours:
         rows.append(("parameters", f"{ours['parameters'] / 1e6:.1f} million"))
     rows += [("weights", weights), *_licences(vars(card.licences))]
