@@ -202,7 +202,7 @@ def test_batch_norm_can_keep_its_statistics() -> None:
     from torch.nn import BatchNorm2d
 
     model = tiny(frozen_batch_norm=True).train()
-    model._trainer = type("T", (), {"global_step": 0, "global_rank": 0})()
+    model._trainer = type("T", (), {"global_step": 0, "global_rank": 0, "current_epoch": 0})()
     model.on_train_batch_start({}, 0)
     norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
     assert norms and not any(norm.training for norm in norms) and all(norm.weight.requires_grad for norm in norms)
