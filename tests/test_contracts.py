@@ -147,6 +147,10 @@ def test_explains_itself(trained: Path, birds: Path, tmp_path: Path, fgvczoo_in)
     data = ["--data_root", birds] if trained.name in RETRIEVAL else []  # what is near is in a gallery
     status, out, err = fgvczoo_in("explain", trained, image, *data, "-o", "why.html")
     assert status == 0 and "why.html" in out, err
+    first = fgvczoo_in("explain", trained, *data, "-o", "again.html", image)  # options before the image
+    assert first[0] == 0 and Path("again.html").read_text() == Path("why.html").read_text(), first[2]
+    status, _, err = fgvczoo_in("explain", trained, "--nothing", "-o", "no.html", image)
+    assert status == 2 and "--nothing" in err
     assert "<html" in Path("why.html").read_text()
 
 

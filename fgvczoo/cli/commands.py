@@ -177,6 +177,9 @@ def run(args: list[str]) -> int:
         options, rest = parser.parse_known_args(args)
     except SystemExit as end:  # --help, --version
         return int(end.code or 0)
+    if options.command == "explain":  # argparse finds words that may be missing before the options alone
+        options.paths += [Path(word) for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
     if options.command == "import":
         options.settings = _settings(rest)
     elif rest:
