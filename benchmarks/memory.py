@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def short_plan(recipe: Recipe) -> list[Any]:
 
 
 def measure(name: str, device: str, root: str, folder: str) -> dict[str, Any]:
-    """One recipe, in a fresh process on the CPU: its training starts from the memory that imports take."""
+    """One recipe, in a fresh process: its training starts from the memory that imports take."""
     import torch
 
     from fgvczoo.cli import main
@@ -134,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", help="globs; default: all, on the CPU those of SynthBirds")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="recipes at a time; memory is counted for each process")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     globs = options.recipes or (["*"] if options.device == "cuda" else ["*-synthbirds"])
@@ -151,8 +153,11 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     failed: list[str] = []
-    fresh = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as fresh,
+    ):
+        runs = {}
         for name in names:
             classes, data = read_recipe(name).card.num_classes, read_recipe(name).config["data"]["init_args"]
             images = -(-2 * data["batch_size"] // classes)
@@ -160,18 +165,17 @@ def main() -> None:
                 classes *= 2
             size = Size(pairs=classes // 2, train_per_class=max(2, images), test_per_class=1)
             root = make(Path(folder) / f"birds-{classes}-{size.train_per_class}", size, progress=False)
+            runs[fresh.submit(measure, name, options.device, str(root), folder)] = name
+        for run in as_completed(runs):
+            name = runs[run]
             try:
-                if options.device == "cuda":
-                    found = measure(name, options.device, str(root), folder)
-                else:
-                    with fresh.Pool(1) as worker:
-                        found = worker.apply(measure, (name, options.device, str(root), folder))
+                found = run.result()
             except RuntimeError as error:
                 failed.append(f"{name}: {error}")
                 print(failed[-1], file=sys.stderr, flush=True)
                 continue
             print(name, json.dumps(found), file=sys.stderr, flush=True)
-            results["recipes"][name] = found
+            results["recipes"] = dict(sorted({**results["recipes"], name: found}.items()))
             write_text(options.out / f"memory_{options.device}.json", json.dumps(results, indent=1) + "\n")
             write_text(options.out / f"memory_{options.device}.md", markdown(results))
     print(markdown(results))
