@@ -350,7 +350,8 @@ def test_concepts_of_the_pictures_that_are_there(tmp_path: Path) -> None:
     paths, labels, names = make_nus_wide(tmp_path)
     data = NUSWideDataModule(str(tmp_path), keys=["labels"])
     kept = [row for row in range(60) if row % 10 != 9 and labels[row].any()]
-    assert data.class_names == names and data.reader.missing == 6
+    gone = sum(row % 10 == 9 and labels[row].any() for row in range(60))
+    assert data.class_names == names and data.reader.missing == gone > 0
     assert data.reader.image_ids.tolist() == [paths[row] for row in kept]
     assert sizes(data) == {"train": sum(row < 36 for row in kept), "test": sum(row >= 36 for row in kept)}
     assert np.array_equal(data.reader.multi, labels[kept]) and data.reader.labels[0] == labels[kept[0]].argmax()
