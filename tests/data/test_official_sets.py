@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +23,12 @@ from fgvczoo.data.dogs import DogsDataModule
 from fgvczoo.data.flowers import FlowersDataModule
 from fgvczoo.data.forgetme import ForgetMeDataModule
 from fgvczoo.data.gtos import GTOSMobileDataModule
-from fgvczoo.data.imagenet import ImageNetDataModule
+from fgvczoo.data.imagenet import ImageNet, ImageNetDataModule
 from fgvczoo.data.inat_birds import CrossViewBirdsDataModule
 from fgvczoo.data.nus_wide import NUSWideDataModule
-from fgvczoo.data.places import Places365DataModule
+from fgvczoo.data.places import Places365, Places365DataModule
 from fgvczoo.data.tiny_imagenet import TinyImageNetDataModule
-from fgvczoo.data.vggface2 import VGGFace2DataModule
+from fgvczoo.data.vggface2 import VGGFace2, VGGFace2DataModule
 from fgvczoo.data.wsol import WSOLDataModule
 from fgvczoo.errors import FgvczooError
 from fgvczoo.zoo.registry import dataset_class
@@ -473,3 +475,46 @@ def test_all_attributes_of_synthbirds_are_mapped(birds: Path) -> None:
     assert {group for group, parts in of_group.items() if not parts} == {"has_size", "has_shape", "has_primary_color"}
     assert of_group["has_forehead_color"] == (4, 5) and of_group["has_wing_color"] == (8, 12)
     assert of_group["has_underparts_color"] == (2, 3, 14) and of_group["has_leg_color"] == (7, 11)
+
+
+# --- Lists of millions, read once
+
+
+@pytest.mark.parametrize("name", ["places365", "vggface2", "vggface2-folders", "imagenet"])
+def test_lists_are_read_once_and_again_when_they_change(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FGVCZOO_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "copy"
+    make, reader, added = {
+        "places365": (make_places, Places365, "data_256_standard/a/airfield/00000099.jpg"),
+        "vggface2": (make_vggface2, VGGFace2, "train/n000002/0099_01.jpg"),
+        "vggface2-folders": (partial(make_vggface2, lists=False), VGGFace2, "train/n000002/0099_01.jpg"),
+        "imagenet": (make_imagenet, ImageNet, "train/n01440764/n01440764_99.JPEG"),
+    }[name]
+    make(root)
+    first = reader(str(root))
+    assert {file.suffix for file in (tmp_path / "cache" / reader.name).iterdir()} >= {".arrow"}
+    with monkeypatch.context() as patched:
+        patched.setattr(reader, "_make", lambda *_: pytest.fail("the lists were read again"))
+        again = reader(str(root))
+    assert again.class_names == first.class_names and again.image_ids.tolist() == first.image_ids.tolist()
+    assert np.array_equal(again.labels, first.labels) and again.find(first.image_ids[3]) == 3
+    assert {split: rows.tolist() for split, rows in again.splits.items()} == {
+        split: rows.tolist() for split, rows in first.splits.items()
+    }
+    copied = pickle.loads(pickle.dumps(again))  # for workers that are spawned
+    assert copied.picture(2) == first.picture(2) and copied.row(2) == first.row(2)
+    # One more picture: by the list where there is one, else in a folder alone.
+    shutil.copyfile(first.picture(0), first.pictures / added)
+    if name == "places365":
+        with (root / "places365_train_standard.txt").open("a") as file:
+            file.write("/a/airfield/00000099.jpg 0\n")
+    elif name == "vggface2":
+        with (root / "train_list.txt").open("a") as file:
+            file.write("n000002/0099_01.jpg\n")
+    more = reader(str(root))
+    assert len(more) == len(first) + 1 and sum(str(path).endswith(added) for path in more.image_ids) == 1
+    (first.pictures / added).unlink()
+    if name in ("imagenet", "vggface2-folders"):
+        assert len(reader(str(root))) == len(first)
