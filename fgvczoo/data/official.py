@@ -178,9 +178,13 @@ class Together:
         }
 
 
-def known(values: dict[str, np.ndarray]) -> Together:
-    """The table of `metadata` and `metadata_valid`, of name -> (N, k) with NaN where unknown; there it becomes zero."""
-    valid = {name: np.isfinite(table).all(axis=1) for name, table in values.items()}
+def known(values: dict[str, np.ndarray], needed: dict[str, int] | None = None) -> Together:
+    """The table of `metadata` and `metadata_valid`, of name -> (N, k) with NaN where unknown; there it becomes zero.
+
+    needed: of a name, how many columns must be known; the others stay NaN where they alone are not.
+    """
+    first = needed or {}
+    valid = {name: np.isfinite(table[:, : first.get(name)]).all(axis=1) for name, table in values.items()}
     zeroed = {name: np.where(valid[name][:, None], table, 0).astype(np.float32) for name, table in values.items()}
     return Together({"metadata": zeroed, "metadata_valid": valid})
 

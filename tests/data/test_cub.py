@@ -634,7 +634,7 @@ def test_synthetic_birds_are_read_by_the_same_reader(tmp_path, monkeypatch):
     assert batch["image"].shape == (16, 3, 32, 32) and batch["attributes"].shape == (16, 312)
     place, date = batch["metadata"]["place"], batch["metadata"]["date"]
     valid = batch["metadata_valid"]
-    assert place.shape == date.shape == (16, 2) and place.dtype == date.dtype == torch.float32
+    assert place.shape == (16, 2) and date.shape == (16, 3) and place.dtype == date.dtype == torch.float32
     assert valid["place"].dtype == torch.bool and valid["place"].any()
     assert (
         place[valid["place"]].abs().amax(0).le(torch.tensor([90.0, 180.0])).all() and not place[~valid["place"]].any()
@@ -652,7 +652,7 @@ def test_absent_metadata_is_zero_and_invalid(copy, monkeypatch):
     data = module(copy, keys=["metadata"])
     batch = next(iter(data.loader("test")))
     assert batch["metadata"]["place"][:2].tolist() == [[0, 0], [0, -12.5]]
-    assert batch["metadata"]["date"][:2].tolist() == [[0, 0], [7, 6]]
+    assert batch["metadata"]["date"][:2].tolist() == [[0, 0, 0], [7, 6, 9]]
     assert batch["metadata_valid"]["place"].tolist() == [False, True, True, True, True]
     (copy / "metadata.csv").write_text("\n".join(rows).replace("2015-07-09", "July") + "\n")
     with pytest.raises(FgvczooError, match=r"metadata\.csv"):

@@ -418,11 +418,11 @@ def test_birds_have_the_satellite_image_of_their_place(tmp_path: Path) -> None:
         assert row["satellite"].endswith(f"images_sentinel/{k}.jpeg") and row["label"] == sighting.label // 2
         assert sample["satellite"].shape == (3, 16, 16)
         date = sighting.seen[2]
-        assert sample["metadata"]["day"].tolist() == [28 if date else 0]
-        assert sample["metadata_valid"]["day"] == (date is not None)
+        assert sample["metadata"]["date"][2] == (28 if date else 0)
+        assert sample["metadata_valid"]["date"] == (date is not None)
         assert sample["metadata"]["place"].tolist() == [value or 0 for value in sighting.seen[:2]]
     batch = next(iter(data.loader("train", augment=True, shard="train")))
-    assert batch["satellite"].shape[1:] == (3, 16, 16) and batch["metadata"]["day"].shape[1:] == (1,)
+    assert batch["satellite"].shape[1:] == (3, 16, 16) and batch["metadata"]["date"].shape[1:] == (3,)
     assert len(pickle.loads(pickle.dumps(data.reader))) == len(data.reader)
 
 
