@@ -178,3 +178,17 @@ def explain_prototypes(
         dataset=model.source_dataset,
         prototypes_are_patches=model.prototypes_are_patches,
     )
+
+
+class PrototypeModule(PrototypeClassifier):
+    """A part-prototype classifier that shows the prototypes with the explanation."""
+
+    def explain(
+        self, image: Any, *, target: int | str | None = None, top: int = 6, box: Box | None = None
+    ) -> PrototypeExplanation:
+        """Why an image gets its class: the prototypes, where each one is found on it, and what each contributes.
+
+        image, box: as `predict` takes them. target: class index or name to explain; None: the predicted one.
+        top: how many prototypes get a map. The contributions of all prototypes sum to the class's logit.
+        """
+        return explain_prototypes(self, image, target=target, top=top, box=box)
