@@ -206,6 +206,7 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of the explicit formula")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--checks", action="store_true", help="cuda: checks, nothing timed")
+    parser.add_argument("--tiles", action="store_true", help="cuda: the kernels one by one, with other blocks")
     parser.add_argument("--limit", type=float, default=150, help="cuda: seconds after which no more is timed")
     options = parser.parse_args()
     if options.device == "cuda":
