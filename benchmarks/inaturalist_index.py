@@ -22,7 +22,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from ops import processor
+from report import processor
 
 from fgvczoo.files import write_text
 

@@ -19,23 +19,21 @@ Writes results/ops_cpu.json and .md beside this file (ops_cpu_2_threads with `--
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from report import RESULTS, processor, write
-from timing import RUNS, TURNS, in_fresh_processes, summary, timed, turns
+from report import RESULTS, write
+from timing import RUNS, TURNS, compare, timed, turns
 from torch import Tensor
 from torch.nn import functional as F
 
 from fgvczoo.ops import nearest_patch
 
-MODES = ("forward", "forward+backward")
 Formula = Callable[[Tensor, Tensor], Tensor]  # features (B, D, H, W), prototypes (P, D, 1, 1) -> (B, P) or two of them
 
 
@@ -242,33 +240,9 @@ def main() -> int:
 
         return ops_cuda.main(options)
 
-    variants = ["fused", "authors", *(["compiled"] if options.compile else []), "matmul", "product"]
-    rows = [(size, variant, mode) for size in SIZES for variant in variants for mode in (False, True)]
-    found = in_fresh_processes(measure, rows, options.threads, repeat=options.repeat)
-    pairs = [(size, tuple(variants), backward) for size in SIZES for backward in (False, True)]
-    seconds = in_fresh_processes(take_turns, pairs, options.threads)
-    results = {
-        "device": options.device,
-        "processor": processor(),
-        "threads": options.threads,
-        "repeat": options.repeat,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "rows": [
-            {
-                "size": asdict(size),
-                "variants": {
-                    variant: {MODES[backward]: summary(found[size, variant, backward]) for backward in (False, True)}
-                    for variant in variants
-                },
-            }
-            for size in SIZES
-        ],
-        "turns": [
-            {"size": asdict(size), "mode": MODES[backward], "seconds": seconds[size, names, backward][0]}
-            for size, names, backward in pairs
-        ],
-    }
+    variants = ("fused", "authors", *(("compiled",) if options.compile else ()), "matmul", "product")
+    ways = dict.fromkeys(SIZES, variants)
+    results = compare(options.device, ways, measure, take_turns, options.threads, options.repeat)
     name = "ops_cpu" if options.threads == 1 else f"ops_cpu_{options.threads}_threads"
     write(options.out, name, results, table(results))
     return 0

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from report import processor
 from torch.nn import functional as F
 
 RUNS, TURNS = 7, 15
+MODES = ("forward", "forward+backward")
 Found = dict[Any, list[Any]]  # results by row
 
 
@@ -98,3 +102,43 @@ def summary(results: list[dict[str, Any]]) -> dict[str, float]:
     times = [seconds for result in results for seconds in result["times"]]
     memory = statistics.median(result["memory"] for result in results)
     return {"median": statistics.median(times), "best": min(times), "memory": memory}
+
+
+def compare(
+    device: str,
+    variants: dict[Any, tuple[str, ...]],
+    measure: Callable[..., Any],
+    take_turns: Callable[..., Any],
+    threads: int,
+    repeat: int,
+) -> dict[str, Any]:
+    """All ways of all sizes (a dataclass), forward and with backward: each in fresh processes, then in turns.
+
+    measure: of size, way, backward, threads, as `timed`. take_turns: of size, ways, backward, threads, as `turns`.
+    """
+    rows = [(size, name, backward) for size in variants for name in variants[size] for backward in (False, True)]
+    found = in_fresh_processes(measure, rows, threads, repeat=repeat)
+    pairs = [(size, variants[size], backward) for size in variants for backward in (False, True)]
+    seconds = in_fresh_processes(take_turns, pairs, threads)
+    return {
+        "device": device,
+        "processor": processor(),
+        "threads": threads,
+        "repeat": repeat,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "rows": [
+            {
+                "size": asdict(size),
+                "variants": {
+                    name: {MODES[backward]: summary(found[size, name, backward]) for backward in (False, True)}
+                    for name in variants[size]
+                },
+            }
+            for size in variants
+        ],
+        "turns": [
+            {"size": asdict(size), "mode": MODES[backward], "seconds": seconds[size, names, backward][0]}
+            for size, names, backward in pairs
+        ],
+    }

@@ -83,7 +83,12 @@ class BAS(GeneratedMaps):
         stages = stages if stages is not None else {"joint": paper_stage([80])}
         plan = plan if plan is not None else [{"joint": 120}]
         super().__init__(
-            *(num_classes, class_names, preprocess, backbone_weights, stages, plan),
+            num_classes,
+            class_names,
+            preprocess,
+            backbone_weights,
+            stages,
+            plan,
             dialect=dialect,
             threshold=threshold,
             ten_crop=ten_crop,

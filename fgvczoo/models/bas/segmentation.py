@@ -62,7 +62,12 @@ class BASSegmentation(GeneratedMaps):
         stages = stages if stages is not None else {"joint": joint}
         plan = plan if plan is not None else [{"joint": 10}]
         super().__init__(
-            *(num_classes, class_names, preprocess, backbone_weights, stages, plan),
+            num_classes,
+            class_names,
+            preprocess,
+            backbone_weights,
+            stages,
+            plan,
             dialect=dialect,
             threshold=threshold,
             ten_crop=ten_crop,

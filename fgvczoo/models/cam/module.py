@@ -48,7 +48,12 @@ class CAM(MapModule):
         stages = stages if stages is not None else {"train": Stage(both, schedule="cosine")}
         plan = plan if plan is not None else [{"train": 30}]
         super().__init__(
-            *(num_classes, class_names, preprocess, backbone_weights, stages, plan),
+            num_classes,
+            class_names,
+            preprocess,
+            backbone_weights,
+            stages,
+            plan,
             dialect=dialect,
             threshold=threshold,
             ten_crop=ten_crop,
