@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from ops import processor
+from report import processor
 
 from fgvczoo.files import write_text
 

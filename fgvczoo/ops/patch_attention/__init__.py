@@ -115,11 +115,13 @@ def _output(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scal
     device, wanted = query.device, torch.is_grad_enabled()
     of_bias = bias is not None and bias.requires_grad and wanted
     if not is_plain(device):
-        # On the CPU torch's loses NaN in rows shorter than 16, and for a bias's gradient turns to plain operations.
-        if device.type != "cpu" and normalize == "patches" and not of_bias:
+        served = is_fused(device) and layout.is_served(query, value, normalize)
+        # torch's is as fast where there is no bias. On the CPU it loses NaN in rows shorter than 16; for a bias's
+        # gradient it turns to plain operations.
+        if device.type != "cpu" and normalize == "patches" and (bias is None or not (served or of_bias)):
             mask = bias if bias is None else bias.to(query.dtype).unsqueeze(0)
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-        if layout.is_served(query, value, normalize) and is_fused(device):
+        if served:
             train = wanted and (of_bias or any(tensor.requires_grad for tensor in (query, key, value)))
             output: Tensor = _attend(query, key, value, bias, scale, normalize, train)[0]
             return output

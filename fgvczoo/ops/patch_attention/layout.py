@@ -44,6 +44,16 @@ def shares(query: Tensor, key: Tensor) -> Tensor:
     return query.new_empty(images, heads, key.shape[2], max(16, 1 << (queries - 1).bit_length()))
 
 
+def slopes(query: Tensor, key: Tensor, normalize: str, most: int) -> Tensor:
+    """Room on a GPU for the slopes of as many images as `most` bytes hold, as of shares; one at least."""
+    if normalize == "queries":
+        return shares(query, key)
+    images, heads, queries, _ = query.shape
+    pitch = -(-queries // 16) * 16
+    parts = -(-images // max(1, most // (heads * key.shape[2] * pitch * query.element_size())))
+    return query.new_empty(-(-images // parts), heads, key.shape[2], pitch)
+
+
 def gradients(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, of_bias: bool) -> Gradients:
     """Of all inputs; that of the bias is empty if it is not wanted."""
     of_query, of_key, of_value = (_by_head(tensor, *tensor.shape[2:]) for tensor in (query, key, value))

@@ -6,19 +6,23 @@ order. Arguments as of the operators in `__init__.py`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional as F
 
 from fgvczoo.ops.patch_attention import kernels, layout
 
 OPTIONS = {"enable_fp_fusion": True}  # Triton 3.10 turns it off unless asked
 
-# Programs of the bias's gradient, at least: two for each of 132 multiprocessors. Fewer tiles than these take the images
-# in parts.
-PROGRAMS = 2 * 132
+# Bytes of slopes that are stored at once: the images take turns.
+SLOPES = 2**27
+# No block has more queries or patches, but for competing queries, which are all in one.
+TILE = 128
+
+Shape = tuple[int, int, int, int, int]  # heads, queries, patches, numbers of a query and of a value
 
 
 class Blocks(NamedTuple):
@@ -42,28 +46,28 @@ def forward(
     if output.numel() == 0:
         return output, shares, totals
     shape = sizes(query, key, value)
+    added, margins = addend(bias, query)
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         if normalize == "patches":
             block = choose("attend", query.dtype, shape)
             kernels.attend[(heads(query) * triton.cdiv(shape[1], block.queries),)](
-                query, *steps(query), key, *steps(key), value, *steps(value), *with_steps(bias, query),
-                output, *steps(output), totals, scale,
-                **constants(block, query, shape), BLOCK_D=padded(shape[3]), BLOCK_E=padded(shape[4]),
-                BIAS=bias is not None,
+                query, *steps(query), key, *steps(key), value, *steps(value), added, output, *steps(output),
+                totals, scale,
+                **constants(block, query), SHAPE=shape, BLOCK_D=padded(shape[3]), BLOCK_E=padded(shape[4]),
+                BIAS=margins,
             )  # fmt: skip
             return output, shares, totals
         won = shares if train else layout.shares(query, key)
         block = choose("compete", query.dtype, shape)
-        options = constants(block, query, shape)
         kernels.compete[(heads(query) * triton.cdiv(shape[2], block.patches),)](
-            query, *steps(query), key, *steps(key), *with_steps(bias, query), won, scale,
-            **options, BLOCK_D=min(block.depth, padded(shape[3])), BIAS=bias is not None,
+            query, *steps(query), key, *steps(key), added, won, scale,
+            **constants(block, query), SHAPE=shape, BLOCK_D=min(block.depth, padded(shape[3])), BIAS=margins,
         )  # fmt: skip
-        width = min(block.depth, padded(shape[4]))
-        kernels.gather[(heads(query) * triton.cdiv(shape[4], width),)](
-            won, value, *steps(value), output, *steps(output), totals, 1.0,
-            **options, COLUMNS=shape[4], BLOCK_E=width, RENORMALIZE=True,
-        )  # fmt: skip
+        weights, width = torch.empty_like(won), min(32, won.shape[3])
+        kernels.renormalize[(heads(query) * won.shape[3] // width,)](
+            won, weights, totals, SHAPE=shape, PITCH=won.shape[3], BLOCK_Q=width, BLOCK_K=64, num_warps=4, **OPTIONS
+        )
+        multiply(weights, value, 1.0, output)
     return output, shares, totals
 
 
@@ -85,84 +89,102 @@ def backward(
         for gradient in found:
             gradient.zero_()
         return found
-    of_query, of_key, of_value, _ = found
     query, key, value, grad = (with_rows(tensor) for tensor in (query, key, value, grad))
     shape = sizes(query, key, value)
     delta = query.new_empty(totals.shape, dtype=torch.float32)
-    operands = (query, *steps(query), key, *steps(key), value, *steps(value), *with_steps(bias, query))
-    given = (grad, *steps(grad))
+    slopes = layout.slopes(query, key, normalize, SLOPES)
+    of_bias_32 = found[3] if found[3].dtype == torch.float32 else torch.empty_like(found[3], dtype=torch.float32)
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
-        kernels.deltas[(heads(query) * triton.cdiv(shape[1], 32),)](
-            *given, output, *steps(output), delta, SHAPE=shape, BLOCK_Q=32, BLOCK_E=min(128, padded(shape[4])),
-            num_warps=4, **OPTIONS,
+        rows = 32 if shape[4] <= 128 else 8
+        kernels.deltas[(heads(query) * triton.cdiv(shape[1], rows),)](
+            grad, *steps(grad), output, *steps(output), delta,
+            SHAPE=shape, BLOCK_Q=rows, BLOCK_E=min(128, padded(shape[4])), num_warps=4, **OPTIONS,
         )  # fmt: skip
-        if normalize == "patches":
-            widths = {"BLOCK_D": padded(shape[3]), "BLOCK_E": padded(shape[4])}
-            block = choose("patch_gradient", query.dtype, shape)
-            kernels.patch_gradient[(heads(query) * triton.cdiv(shape[2], block.patches),)](
-                *operands, *given, totals, delta, of_key, *steps(of_key), of_value, *steps(of_value), scale,
-                **constants(block, query, shape), **widths, BIAS=bias is not None,
-            )  # fmt: skip
-            block = choose("query_gradient", query.dtype, shape)
-            kernels.query_gradient[(heads(query) * triton.cdiv(shape[1], block.queries),)](
-                *operands, *given, totals, delta, of_query, *steps(of_query), scale,
-                **constants(block, query, shape), **widths, BIAS=bias is not None,
-            )  # fmt: skip
-            if of_bias:
-                block = choose("bias_gradient", query.dtype, shape)
-                tiles = shape[0] * triton.cdiv(shape[1], block.queries) * triton.cdiv(shape[2], block.patches)
-                each = triton.cdiv(len(query), min(len(query), triton.cdiv(PROGRAMS, tiles)))
-                parts = triton.cdiv(len(query), each)
-                sums = query.new_empty(parts, *found[3].shape, dtype=torch.float32)
-                kernels.bias_gradient[(tiles * parts,)](
-                    *operands, *given, totals, delta, sums, scale, len(query), each,
-                    **constants(block, query, shape), BLOCK_D=min(block.depth, padded(max(shape[3:]))),
+        for first in range(0, len(query), len(slopes)):
+            part = slice(first, first + len(slopes))
+            q, k, v, g, of_query, of_key, of_value = (t[part] for t in (query, key, value, grad, *found[:3]))
+            slope = slopes[: len(q)]
+            fixed = {"SHAPE": shape, "PITCH": slope.shape[3]}
+            given = (q, *steps(q), v, *steps(v), g, *steps(g))
+            results = (slope, of_key, *steps(of_key), of_value, *steps(of_value), scale)
+            if normalize == "patches":
+                added, margins = addend(bias, query)
+                block = choose("patch_gradient", query.dtype, shape)
+                kernels.patch_gradient[(heads(q) * triton.cdiv(shape[2], block.patches),)](
+                    k, *steps(k), *given, added, totals[part], delta[part], *results,
+                    **constants(block, query), **fixed, BLOCK_D=padded(shape[3]), BLOCK_E=padded(shape[4]),
+                    BIAS=margins,
                 )  # fmt: skip
-                torch.sum(sums, 0, out=found[3]) if found[3].dtype == torch.float32 else found[3].copy_(sums.sum(0))
-            return found
-        block = choose("compete_gradient", query.dtype, shape)
-        slopes = torch.empty_like(shares)
-        kernels.compete_gradient[(heads(query) * triton.cdiv(shape[2], block.patches),)](
-            query, *steps(query), value, *steps(value), *given, shares, totals, delta, slopes,
-            of_key, *steps(of_key), of_value, *steps(of_value), scale,
-            **constants(block, query, shape), BLOCK_D=min(block.depth, padded(max(shape[3:]))),
-        )  # fmt: skip
-        width = min(block.depth, padded(shape[3]))
-        kernels.gather[(heads(query) * triton.cdiv(shape[3], width),)](
-            slopes, key, *steps(key), of_query, *steps(of_query), totals, scale,
-            **constants(choose("compete", query.dtype, shape), query, shape),
-            COLUMNS=shape[3], BLOCK_E=width, RENORMALIZE=False,
-        )  # fmt: skip
-        if of_bias:
-            found[3].copy_(slopes[..., : shape[1]].sum(0, dtype=torch.float32).mT)
+                block = choose("query_gradient", query.dtype, shape)
+                kernels.query_gradient[(heads(q) * triton.cdiv(shape[1], block.queries),)](
+                    slope, k, *steps(k), of_query, *steps(of_query), scale,
+                    **constants(block, query), **fixed, BLOCK_D=padded(shape[3]),
+                )  # fmt: skip
+            else:
+                block = choose("compete_gradient", query.dtype, shape)
+                kernels.compete_gradient[(heads(q) * triton.cdiv(shape[2], block.patches),)](
+                    *given, shares[part], totals[part], delta[part], *results,
+                    **constants(block, query), SHAPE=shape, BLOCK_D=min(block.depth, padded(max(shape[3:]))),
+                )  # fmt: skip
+                multiply(slope, k, scale, of_query)
+            if of_bias:
+                tiles = shape[0] * triton.cdiv(shape[1], 64) * triton.cdiv(shape[2], 16)
+                kernels.bias_gradient[(tiles,)](
+                    slope, of_bias_32, len(q), **fixed, BLOCK_Q=64, BLOCK_K=16, ADD=first > 0,
+                    num_warps=4, num_stages=4, **OPTIONS,
+                )  # fmt: skip
+    if of_bias and of_bias_32 is not found[3]:
+        found[3].copy_(of_bias_32)
     return found
 
 
-def choose(kernel: str, dtype: torch.dtype, shape: tuple[int, int, int, int, int]) -> Blocks:
+def multiply(weights: Tensor, rows: Tensor, scale: float, output: Tensor) -> None:
+    """Weighted sums over the patches of rows (B, h, Nk, e), times scale, into (B, h, Nq, e); weights as shares are."""
+    sums = output if output.is_contiguous() else torch.empty_like(output, memory_format=torch.contiguous_format)
+    flat = sums.flatten(0, 1)
+    left = weights[..., : output.shape[2]].mT.flatten(0, 1)
+    torch.baddbmm(flat, left, rows.flatten(0, 1), beta=0, alpha=scale, out=flat)
+    if sums is not output:
+        output.copy_(sums)
+
+
+def addend(bias: Tensor | None, query: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """The bias (h, Nq, Nk) as float32 with margins of -inf, and its sizes with these; anything and (0, 0) where there
+    is none."""
+    if bias is None:
+        return query, (0, 0)
+    rows, columns = (triton.cdiv(size, TILE) * TILE for size in bias.shape[1:])
+    margins = (0, columns - bias.shape[2], 0, rows - bias.shape[1])
+    return F.pad(bias.float(), margins, value=float("-inf")).contiguous(), (rows, columns)
+
+
+def choose(kernel: str, dtype: torch.dtype, shape: Shape) -> Blocks:
     """The blocks of a kernel for these operands: of those that spill no registers, with eight warps or more on a
     multiprocessor."""
-    exact = precision(dtype) == "tf32x3"
+    exact, half = precision(dtype) == "tf32x3", dtype != torch.float32
+    deep = max(shape[3:]) > 64
     if kernel.startswith("compete"):
         queries = padded(shape[1])
         if exact:
             return Blocks(queries, 16, 32, 8, 2, 224 if kernel == "compete" else None)
-        half = dtype != torch.float32
-        return Blocks(queries, 64 if queries <= 64 else 32, 64, 4 if queries <= (128 if half else 64) else 8, 2)
-    deep = max(shape[3:]) > 64
+        if not half and kernel == "compete_gradient":
+            return Blocks(queries, 32, 64, 4 if queries <= 128 else 8, 2)
+        return Blocks(queries, 64, 64, 4 if queries <= 128 else 8, 3 if half else 2)
+    if kernel == "query_gradient":
+        return Blocks(32, 32, 64, 4, 2) if exact else Blocks(128, 64 if half else 32, 64, 4, 2)
     if exact:
+        if kernel == "patch_gradient":
+            return Blocks(16, 16, 32, 4, 1)
         return Blocks(16, 16, 32, 8, 1) if deep else Blocks(16, 32, 32, 4, 1, 224)
-    if kernel == "patch_gradient" and dtype != torch.float32 and not deep:
-        return Blocks(32, 32, 64, 4, 2)
-    if kernel == "patch_gradient" or dtype == torch.float32:
-        return Blocks(32, 64, 64, 8, 2)
-    return Blocks(64, 32 if deep or kernel == "bias_gradient" else 64, 64, 4, 2)
+    if kernel == "attend":
+        return Blocks(64, 32, 64, 4, 2 if deep else 3) if half else Blocks(32, 64, 64, 8 if deep else 4, 2)
+    if half:
+        return Blocks(32, 64, 64, 8, 2) if deep else Blocks(32, 64, 64, 4, 1)
+    return Blocks(32, 32, 64, 8, 2) if deep else Blocks(16, 64, 64, 4, 2)
 
 
-def constants(
-    block: Blocks, query: Tensor, shape: tuple[int, int, int, int, int]
-) -> dict[str, str | int | tuple[int, ...]]:
+def constants(block: Blocks, query: Tensor) -> dict[str, Any]:
     return {
-        "SHAPE": shape,
         "BLOCK_Q": block.queries,
         "BLOCK_K": block.patches,
         "PRECISION": precision(query.dtype),
@@ -185,7 +207,7 @@ def precision(dtype: torch.dtype) -> str:
         return "tf32"
 
 
-def sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, int, int, int, int]:
+def sizes(query: Tensor, key: Tensor, value: Tensor) -> Shape:
     return query.shape[1], query.shape[2], key.shape[2], query.shape[3], value.shape[3]
 
 
@@ -203,8 +225,3 @@ def with_rows(tensor: Tensor) -> Tensor:
 
 def steps(tensor: Tensor) -> tuple[int, int, int]:
     return tensor.stride(0), tensor.stride(1), tensor.stride(2)
-
-
-def with_steps(bias: Tensor | None, query: Tensor) -> tuple[Tensor, int, int, int]:
-    """The bias (h, Nq, Nk) and its strides; anything where there is none."""
-    return (query, 0, 0, 0) if bias is None else (bias, bias.stride(0), bias.stride(1), bias.stride(2))
