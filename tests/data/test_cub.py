@@ -46,7 +46,8 @@ def order(loader) -> list[list[int]]:
 def same(one, other) -> bool:
     """Equal batches, to the bit; NaN is NaN."""
     if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and np.array_equal(one.numpy(), other.numpy(), equal_nan=one.is_floating_point())
+        nan = one.is_floating_point()
+        return one.dtype == other.dtype and np.array_equal(one.numpy(), other.numpy(), equal_nan=nan)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other))
