@@ -1,3 +1,4 @@
+import math
 import pickle
 import shutil
 import warnings
@@ -15,6 +16,7 @@ from fgvczoo.data.check import check_official, contact_sheet
 from fgvczoo.data.cub import CUB, CUBDataModule, SynthBirdsDataModule
 from fgvczoo.data.transforms import AUGMENTATIONS
 from fgvczoo.errors import FgvczooError
+from fgvczoo.nn.metadata import MetadataEncoder
 from tests.data.cub.make import ATTRIBUTES, PARTS, make_cub
 
 KEYS = ["bbox", "parts", "attributes", "mask", "size"]
@@ -655,6 +657,10 @@ def test_absent_metadata_is_zero_and_invalid(copy, monkeypatch):
     assert batch["metadata"]["place"][:2].tolist() == [[0, 0], [0, -12.5]]
     assert batch["metadata"]["date"][:2].tolist() == [[0, 0, 0], [7, 6, 9]]
     assert batch["metadata_valid"]["place"].tolist() == [False, True, True, True, True]
+    (encoded,) = MetadataEncoder({"date": "month-day"}).encode(batch["metadata"], batch["metadata_valid"])
+    month, day = 2 * math.pi * 7 / 12, 2 * math.pi * 9 / 31  # BirdSAT's circles
+    truth = [math.sin(month), math.cos(month), math.sin(day), math.cos(day)]
+    torch.testing.assert_close(encoded[:2], torch.tensor([[0.0] * 4, truth]))
     (copy / "metadata.csv").write_text("\n".join(rows).replace("2015-07-09", "July") + "\n")
     with pytest.raises(FgvczooError, match=r"metadata\.csv"):
         module(copy, keys=["metadata"])
