@@ -251,14 +251,18 @@ class ZooCLI(LightningCLI):
         self.trainer.validate(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
 
     def test(self, model: StagedModule, datamodule: FGVCDataModule, **_: Any) -> None:
-        """Evaluates on the official test split; a run's own checkpoint leaves test.json in its folder."""
+        """Evaluates on the official test split; a run's own checkpoint leaves test.json in its folder, or
+        test-LIST.json where only what a paper lists was tested: that is not the result of its weights."""
         self._fill(model)
         if datamodule.reader.missing and self.trainer.is_global_zero:
             print(subset(datamodule))
         (metrics,) = self.trainer.test(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
         if self.resume is not None and self.run.path.is_dir() and self.trainer.is_global_zero:
-            write_text(self.run.path / "test.json", json.dumps(metrics, indent=1) + "\n")
-            self._record(model, metrics)
+            listed = datamodule.reader.subset
+            name = "test.json" if listed is None else f"test-{listed.stem}.json"
+            write_text(self.run.path / name, json.dumps(metrics, indent=1) + "\n")
+            if listed is None:
+                self._record(model, metrics)
             self._record_data(datamodule)
 
     def _record_data(self, datamodule: FGVCDataModule) -> None:

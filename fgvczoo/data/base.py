@@ -54,6 +54,7 @@ class Reader(ABC):
     keys: tuple[str, ...]  # annotations that it can give
     cropped = False  # the box of each picture is used as the picture
     missing = 0  # images that the lists name and that are not there, where every copy is another subset
+    subset: Path | None = None  # the list of a paper that "test" is, see `fgvczoo.data.lists`
 
     @cached_property
     def all_class_names(self) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fgvczoo.data.base import FGVCDataModule
+from fgvczoo.data.lists import Listed, Subset
 from fgvczoo.data.official import Archive, Official, Part, find_folder, join, mirrored, read_text, to_labels, to_numbers
 from fgvczoo.errors import FgvczooError, did_you_mean
 
@@ -24,6 +25,8 @@ class CelebA(Official):
         `list_attr_celeba.txt` and `list_landmarks_align_celeba.txt`; or holds it as `celeba/`. Copies with .csv are
         read, too.
     target: what the classes are: "identity", or the name of an attribute, whose classes are "not NAME" and "NAME".
+    subset: a paper's list of images, see `fgvczoo.data.lists`, by identity, whatever the target: these are "test",
+        whatever their official split, and in no other.
 
     The boxes of `list_bbox_celeba.txt` are those of other pictures, before they were cut, and are not read. Other sizes
     than the real set's are read alike; counts are asserted where it is the real set.
@@ -42,7 +45,7 @@ class CelebA(Official):
     )
     keys = ("attributes", "parts")
 
-    def __init__(self, root: str | Path | None, *, target: str = "identity") -> None:
+    def __init__(self, root: str | Path | None, *, target: str = "identity", subset: Subset = None) -> None:
         inner = (".", "celeba", "CelebA")
         self.folder = find_folder(root, inner, ("img_align_celeba",), archives=self.archives[:1], get=_GET)
         folder = self.folder / "img_align_celeba"
@@ -51,10 +54,8 @@ class CelebA(Official):
         self._names = [name for name, *_ in lines]
         split = np.array(_SPLITS)[to_labels(file, [line[-1] for line in lines], 0, 3)]
         if target == "identity":
-            source, lines, _ = self._list("identity_CelebA")
-            numbers = [cells[0] for cells in join(source, self._names, lines)]
-            most = max((int(n) for n in numbers if n.isdecimal() and len(n) < 9), default=1)
-            labels, class_names = to_labels(source, numbers, 1, most), [str(number + 1) for number in range(most)]
+            labels = self._identities()
+            class_names = [str(number + 1) for number in range(int(labels.max(initial=0)) + 1)]
         else:
             names, table = self._attribute_table()
             if target not in names:
@@ -64,6 +65,9 @@ class CelebA(Official):
         real = _COUNTS if len(self._names) == _IMAGES else None
         self.take([Part(file, split, self._names, labels)], class_names, real=real)
         self.part_names = list(POINTS)
+        if subset is not None:
+            listed = Listed(subset, np.arange(len(self)), self._names, self._identities())
+            self.splits, self.subset = listed.splits(self.splits), listed.file
 
     @property
     def attribute_names(self) -> list[str]:
@@ -95,6 +99,13 @@ class CelebA(Official):
             raise FgvczooError(f"{file}: {' '.join(wrong)[:80]!r}; expected an image and {width - 1} values")
         return file, lines, columns
 
+    def _identities(self) -> np.ndarray:
+        """(N,) from 0."""
+        file, lines, _ = self._list("identity_CelebA")
+        numbers = [cells[0] for cells in join(file, self._names, lines)]
+        most = max((int(n) for n in numbers if n.isdecimal() and len(n) < 9), default=1)
+        return to_labels(file, numbers, 1, most)
+
     def _attribute_table(self) -> tuple[list[str], np.ndarray]:
         """Their names, and (N, 40) float32, 0 or 1; the file has -1 and 1."""
         file, lines, names = self._list("list_attr_celeba")
@@ -116,10 +127,12 @@ class CelebA(Official):
 class CelebADataModule(FGVCDataModule):
     """CelebA. Its pictures are never downloaded here: `root` says where they are.
 
-    root, target: see `CelebA`. options: see `FGVCDataModule`. Keys: attributes (A = 40), parts (K = 5).
+    root, target, subset: see `CelebA`. options: see `FGVCDataModule`. Keys: attributes (A = 40), parts (K = 5).
     """
 
     reader_class = CelebA
 
-    def __init__(self, root: str | None = None, target: str = "identity", **options: Any) -> None:
-        super().__init__(CelebA(root, target=target), **options)
+    def __init__(
+        self, root: str | None = None, target: str = "identity", subset: Subset = None, **options: Any
+    ) -> None:
+        super().__init__(CelebA(root, target=target, subset=subset), **options)

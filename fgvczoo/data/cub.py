@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fgvczoo.data.base import FGVCDataModule, Reader
+from fgvczoo.data.lists import Listed, Subset
 from fgvczoo.data.official import (
     Archive,
     Masks,
@@ -55,6 +56,8 @@ class CUB(Official):
         either. A `metadata.csv` (SynthBirds) gives place and date.
     cropped: use the box of each bird as the picture: x, y, x + w, y + h rounded to whole pixels as Pillow's `crop`.
     protocol: "standard", the official split, or "metric-learning", the halves of the classes; see `by_protocol`.
+    subset: a paper's list of test images, see `fgvczoo.data.lists`: these alone are "test". Its boxes, or those of
+        BOXES in [LIST, BOXES], take the place of the official ones.
 
     Other sizes than the real set's are read alike; counts are asserted where it is the real set.
 
@@ -79,12 +82,14 @@ class CUB(Official):
         *,
         cropped: bool = False,
         protocol: Protocol = "standard",
+        subset: Subset = None,
     ) -> None:
         self.folder = find_folder(root, (FOLDER, "."), ("images.txt",), archives=self.archives, get=_GET)
         self.cropped = cropped
         self._read_images()
         self._read_classes()
         self._read_splits(protocol)
+        self.listed = None if subset is None else self._read_list(subset, protocol)
         self.keys = ("bbox", "parts", "attributes", "mask", *(("metadata",) if self._place("metadata.csv") else ()))
         if cropped:
             self.require(["bbox"])
@@ -180,10 +185,21 @@ class CUB(Official):
         if not len(self.splits["train"]):
             raise FgvczooError(f"{file}: no training image")
 
+    def _read_list(self, subset: list[str] | str, protocol: Protocol) -> Listed:
+        if protocol != "standard":
+            raise FgvczooError(f"subset is of the official test images; leave out protocol={protocol}")
+        test = self.splits["test"]
+        listed = Listed(subset, test, [self._files[row] for row in test], self.labels[test], what="test images")
+        self.splits, self.subset = listed.splits(self.splits), listed.file
+        return listed
+
     def _read_bbox(self) -> np.ndarray:
         """(N, 4) float64."""
         file = self._file("bounding_boxes.txt")
         boxes = from_size(self._by_image(file, _table(file, range(5), np.float64)))
+        if self.listed is not None and self.listed.boxed:
+            for row in self.listed.rows.tolist():
+                boxes[row] = self.listed.box(row, self.picture(row))
         return check_boxes(file, self.image_ids, boxes)
 
     def _read_parts(self) -> np.ndarray:
@@ -293,9 +309,8 @@ class SynthBirds(CUB):
 class CUBDataModule(FGVCDataModule):
     """CUB-200-2011. Its pictures are never downloaded here: `root` says where they are.
 
-    root, cropped, protocol: see `CUB`. views: "images", or "corners", see `CornerViews`. options: see `FGVCDataModule`.
-    Keys: bbox, parts (K = 15), attributes (A = 312,
-    with attribute_certainty: 1 not visible, 2 guessing, 3 probably, 4 definitely), mask (1 = bird).
+    root, cropped, protocol, subset: see `CUB`. views: "images", or "corners", see `CornerViews`. options: see
+    `FGVCDataModule`. Keys: bbox, parts (K = 15), attributes (A = 312, with attribute_certainty: 1 not visible, 2 guessing, 3 probably, 4 definitely), mask (1 = bird).
     """
 
     reader_class: type[CUB] = CUB
@@ -306,9 +321,10 @@ class CUBDataModule(FGVCDataModule):
         cropped: bool = False,
         protocol: Protocol = "standard",
         views: Literal["images", "corners"] = "images",
+        subset: Subset = None,
         **options: Any,
     ) -> None:
-        reader: Reader = self.reader_class(root, cropped=cropped, protocol=protocol)
+        reader: Reader = self.reader_class(root, cropped=cropped, protocol=protocol, subset=subset)
         if views not in ("images", "corners"):
             raise FgvczooError(f"views={views!r}; expected 'images' or 'corners'")
         if views == "corners":

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fgvczoo.data.base import TEXT, FGVCDataModule
+from fgvczoo.data.lists import Listed, Subset
 from fgvczoo.data.mat import read_mat
 from fgvczoo.data.official import Archive, Official, find_folder, read_text
 from fgvczoo.data.xml import read_objects
@@ -43,8 +44,9 @@ class ImageNet(Official):
         class; or all files, with `LOC_val_solution.csv` in the root, or the devkit's ground truth and `meta.mat`, which
         maps its numbers. Labels are ranks of the WordNet ids.
     first: only so many classes, the first (Concept-Centric Transformers: 200).
+    subset: a paper's list of validation images, see `fgvczoo.data.lists`: these alone are "test".
 
-    Boxes of validation images come from `LOC_val_solution.csv`, else from XML files (`Annotations/CLS-LOC/val/`,
+    Boxes of validation images come from `subset` where it has any, else from `LOC_val_solution.csv`, else from XML files (`Annotations/CLS-LOC/val/`,
     `bbox_val/`). Other sizes than the real set's are read alike; counts are asserted where it is the real set.
 
     Attributes beside those of `Reader`:
@@ -60,7 +62,7 @@ class ImageNet(Official):
     )
     keys, optional = ("boxes",), ("boxes",)
 
-    def __init__(self, root: str | Path | None, *, first: int | None = None) -> None:
+    def __init__(self, root: str | Path | None, *, first: int | None = None, subset: Subset = None) -> None:
         inner = (".", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
         self.folder = self.pictures = find_folder(root, inner, ("train",), archives=self.archives, get=_GET)
         assert root is not None  # or it had not been found
@@ -73,6 +75,14 @@ class ImageNet(Official):
             raise FgvczooError(f"{self.folder / 'train'}: {len(self.wordnet_ids)} class folders; {_GET}")
         self.take_cached(_FORMAT, self._sources(), lambda: self._make(set(every)))
         self.class_names = self._class_names()
+        self.listed = None if subset is None else self._read_list(subset)
+
+    def _read_list(self, subset: list[str] | str) -> Listed:
+        test = self.splits["test"]
+        paths, labels = self._files.take(test).to_pylist(), self.labels[test]
+        listed = Listed(subset, test, paths, labels, what="validation images", folders=self.wordnet_ids)
+        self.splits, self.subset = listed.splits(self.splits), listed.file
+        return listed
 
     def _sources(self) -> list[Path]:
         """The folders that are listed, and what gives the classes of a flat one."""
@@ -108,7 +118,8 @@ class ImageNet(Official):
         self.splits = {"train": rows[: len(train)], "test": rows[len(train) :]}
 
     def _read_boxes(self) -> _Boxes:
-        if not self._solution and self._xml is None:
+        boxed = self.listed is not None and self.listed.boxed
+        if not boxed and not self._solution and self._xml is None:
             raise FgvczooError(
                 f"{self.root}: no boxes of validation images; put {_SOLUTION} there, or the XML files of "
                 f"ILSVRC2012_bbox_val_v3.tgz in {_XML[2]}/"
@@ -122,6 +133,8 @@ class ImageNet(Official):
 
     def boxes(self, index: int) -> np.ndarray:
         """(n, 4) float64; none of a training image."""
+        if self.listed is not None and (listed := self.listed.boxes(index, self.picture(index))) is not None:
+            return listed
         stem = Path(str(self._files[index])).stem
         if stem in self._solution:
             return np.array(self._solution[stem][1], np.float64).reshape(-1, 4)
@@ -218,10 +231,12 @@ class _Boxes:
 class ImageNetDataModule(FGVCDataModule):
     """ImageNet-1k. Its pictures are never downloaded here: `root` says where they are.
 
-    root, first: see `ImageNet`. options: see `FGVCDataModule`. Keys: boxes.
+    root, first, subset: see `ImageNet`. options: see `FGVCDataModule`. Keys: boxes.
     """
 
     reader_class = ImageNet
 
-    def __init__(self, root: str | None = None, first: int | None = None, **options: Any) -> None:
-        super().__init__(ImageNet(root, first=first), **options)
+    def __init__(
+        self, root: str | None = None, first: int | None = None, subset: Subset = None, **options: Any
+    ) -> None:
+        super().__init__(ImageNet(root, first=first, subset=subset), **options)

@@ -308,7 +308,7 @@ def check_unique(ids: Sequence[str] | np.ndarray, source: Path) -> None:
         seen.add(item)
 
 
-def check_path(path: str, source: Path) -> None:
+def check_path(path: str, source: Path | str) -> None:
     """Refuses a path that could lead out of the folder that it is relative to."""
     if path and path[0] != "/" and ".." not in path and "\\" not in path and "\0" not in path:
         return  # nearly all: a million paths take a while

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fgvczoo.data.base import FGVCDataModule
+from fgvczoo.data.lists import Listed, Subset
 from fgvczoo.data.official import (
     Archive,
     Official,
@@ -38,6 +39,8 @@ class VGGFace2(Official):
     root: the folder that holds `train/` and `test/` with a folder for each identity; `train_list.txt` and
         `test_list.txt` in it or in `meta/` name the images, else the folders do. `meta/identity_meta.csv` has the
         names, `bb_landmark/loose_bb_train.csv` and `loose_bb_test.csv` the boxes.
+    subset: a paper's list of images, see `fgvczoo.data.lists`: these are "test", whatever their official split, and not
+        in "train"; "query" and "gallery" are then not there.
 
     Labels count on from training to testing, so those of test images are beyond `class_names`. Other sizes than the
     real set's are read alike; the number of identities is asserted where there are as many as in the real set of
@@ -48,7 +51,7 @@ class VGGFace2(Official):
     archives = (Archive("vggface2_train.tar.gz"), Archive("vggface2_test.tar.gz"))
     keys, optional = ("bbox",), ("bbox",)
 
-    def __init__(self, root: str | Path | None) -> None:
+    def __init__(self, root: str | Path | None, *, subset: Subset = None) -> None:
         self.folder = self.pictures = find_folder(
             root, (".", "VGGFace2", "vggface2"), ("train",), archives=self.archives, get=_GET
         )
@@ -62,6 +65,9 @@ class VGGFace2(Official):
         people = int(self.labels[self.splits["train"]].max()) + 1
         self.class_names = self.all_class_names[:people]
         self.splits = disjoint_splits(self.labels < people)
+        if subset is not None:
+            listed = Listed(subset, np.arange(len(self)), self._files.to_pylist(), self.labels)
+            self.splits, self.subset = listed.splits({"train": self.splits["train"]}), listed.file
 
     def _make(self) -> None:
         lists = {split: self._list(split) for split in ("train", "test")}
@@ -123,7 +129,8 @@ class VGGFace2(Official):
             lines = list(csv.reader(read_text(file).splitlines()))
             if not lines or lines[0] != ["NAME_ID", "X", "Y", "W", "H"]:
                 raise FgvczooError(f"{file}: expected lines of NAME_ID, X, Y, W, H")
-            wanted = [str(path).partition("/")[2].removesuffix(".jpg") for path in self.image_ids[self.splits[split]]]
+            own = [path.partition("/") for path in self.image_ids.tolist()]
+            wanted = [path.removesuffix(".jpg") for folder, _, path in own if folder == split]
             boxes.append(check_boxes(file, wanted, from_size(to_numbers(file, join(file, wanted, lines[1:]), 4))))
         return np.concatenate(boxes)
 
@@ -131,10 +138,10 @@ class VGGFace2(Official):
 class VGGFace2DataModule(FGVCDataModule):
     """VGGFace2. Its pictures are never downloaded here: `root` says where they are.
 
-    root: see `VGGFace2`. options: see `FGVCDataModule`. Keys: bbox.
+    root, subset: see `VGGFace2`. options: see `FGVCDataModule`. Keys: bbox.
     """
 
     reader_class = VGGFace2
 
-    def __init__(self, root: str | None = None, **options: Any) -> None:
-        super().__init__(VGGFace2(root), **options)
+    def __init__(self, root: str | None = None, subset: Subset = None, **options: Any) -> None:
+        super().__init__(VGGFace2(root, subset=subset), **options)

@@ -28,6 +28,7 @@ class CornerViews(Reader):
         self.name, self.licence_allows_pictures = reader.name, reader.licence_allows_pictures
         self.class_names, self.keys = reader.class_names, reader.keys
         self.all_class_names = reader.all_class_names
+        self.subset = reader.subset
         train, count = reader.splits["train"], len(reader)
         # Of each row: the row whose picture it is, and which cut of it. 0: whole, 1 to 4: corners, 5: the box.
         self._row = np.concatenate([np.arange(count), train.repeat(4), train])
