@@ -189,7 +189,8 @@ class CUB(Official):
         if protocol != "standard":
             raise FgvczooError(f"subset is of the official test images; leave out protocol={protocol}")
         test = self.splits["test"]
-        listed = Listed(subset, test, [self._files[row] for row in test], self.labels[test], what="test images")
+        paths, labels = [self._files[row] for row in test], self.labels[test]
+        listed = Listed(subset, test, paths, labels, what="test images", one_box=True)
         self.splits, self.subset = listed.splits(self.splits), listed.file
         return listed
 
@@ -199,7 +200,7 @@ class CUB(Official):
         boxes = from_size(self._by_image(file, _table(file, range(5), np.float64)))
         if self.listed is not None and self.listed.boxed:
             for row in self.listed.rows.tolist():
-                boxes[row] = self.listed.box(row, self.picture(row))
+                boxes[row] = self.listed.boxes(row, self.picture(row))
         return check_boxes(file, self.image_ids, boxes)
 
     def _read_parts(self) -> np.ndarray:
@@ -310,7 +311,8 @@ class CUBDataModule(FGVCDataModule):
     """CUB-200-2011. Its pictures are never downloaded here: `root` says where they are.
 
     root, cropped, protocol, subset: see `CUB`. views: "images", or "corners", see `CornerViews`. options: see
-    `FGVCDataModule`. Keys: bbox, parts (K = 15), attributes (A = 312, with attribute_certainty: 1 not visible, 2 guessing, 3 probably, 4 definitely), mask (1 = bird).
+    `FGVCDataModule`. Keys: bbox, parts (K = 15), attributes (A = 312, with attribute_certainty: 1 not visible, 2
+    guessing, 3 probably, 4 definitely), mask (1 = bird).
     """
 
     reader_class: type[CUB] = CUB

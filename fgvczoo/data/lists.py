@@ -61,6 +61,7 @@ class Listed:
         rows, paths, labels: (n,) each, of the images that may be named.
         what: these images, in messages.
         folders: of the labels, where folders of classes may have other names than in `paths`.
+        one_box: whether a picture can have one box alone.
 
     Attributes:
         file: the list. rows: (m,) int64, ascending. boxed: whether it has boxes.
@@ -75,6 +76,7 @@ class Listed:
         *,
         what: str = "images",
         folders: Sequence[str] = (),
+        one_box: bool = False,
     ) -> None:
         files = subset if isinstance(subset, list) else [subset]
         if len(files) not in (1, 2) or not all(isinstance(file, str | Path) for file in files):
@@ -87,6 +89,8 @@ class Listed:
         self.boxed = len(lines[0].boxes) > 0
         if other := next((line for line in lines if (len(line.boxes) > 0) != self.boxed), None):
             raise FgvczooError(f"{other.at}: {len(other.boxes)} boxes, and {len(lines[0].boxes)} in the first line")
+        if one_box and (other := next((line for line in lines if len(line.boxes) > 1), None)):
+            raise FgvczooError(f"{other.at}: {len(other.boxes)} boxes; expected one")
         order = np.argsort(found)
         lines = [lines[place] for place in order]
         self.rows = found[order]
@@ -112,13 +116,6 @@ class Listed:
             raise FgvczooError(f"{self._at[place]}: {_of(size)}; the picture has {_of(expected)}")
         _check_inside(self._at[place], boxes, expected)
         return boxes
-
-    def box(self, row: int, picture: Path | bytes) -> np.ndarray | None:
-        """(4,) as of `boxes`, where a picture has one."""
-        boxes = self.boxes(row, picture)
-        if boxes is not None and len(boxes) > 1:
-            raise FgvczooError(f"{self._at[int(np.searchsorted(self.rows, row))]}: {len(boxes)} boxes; expected one")
-        return None if boxes is None else boxes[0]
 
 
 def _read_list(file: Path) -> list[Line]:
