@@ -263,7 +263,7 @@ class ZooCLI(LightningCLI):
             write_text(self.run.path / name, json.dumps(metrics, indent=1) + "\n")
             if listed is None:
                 self._record(model, metrics)
-            self._record_data(datamodule)
+                self._record_data(datamodule)
 
     def _record_data(self, datamodule: FGVCDataModule) -> None:
         """What the test had to skip joins data.json; a warning where it had other images than the training."""

@@ -46,8 +46,8 @@ class ImageNet(Official):
     first: only so many classes, the first (Concept-Centric Transformers: 200).
     subset: a paper's list of validation images, see `fgvczoo.data.lists`: these alone are "test".
 
-    Boxes of validation images come from `subset` where it has any, else from `LOC_val_solution.csv`, else from XML files
-    (`Annotations/CLS-LOC/val/`, `bbox_val/`). Other sizes than the real set's are read alike; counts are asserted where
+    Boxes of validation images come from `subset` where it has any, else from `LOC_val_solution.csv`, else from XML
+    files (`Annotations/CLS-LOC/val/`, `bbox_val/`). Other sizes than the real set's are read alike; counts are asserted where
     it is the real set.
 
     Attributes beside those of `Reader`:

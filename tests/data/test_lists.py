@@ -6,14 +6,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fgvczoo.data.check import check_official
 from fgvczoo.data.cub import CUBDataModule
 from fgvczoo.data.imagenet import ImageNetDataModule
+from fgvczoo.data.lists import Listed
 from fgvczoo.data.vggface2 import VGGFace2DataModule
 from fgvczoo.errors import FgvczooError
 from fgvczoo.preprocess import image_size
@@ -284,6 +288,20 @@ def test_lines_of_no_dialect(tmp_path: Path, line: str) -> None:
     lists.refused("line 2 is '.*'; expected PATH CLASS, with")
 
 
+@given(st.text("aA.01 9;-/\\\t\n\r", max_size=60))
+def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
+    paths, labels = ["a/A.0", "a/1", "9/1"], np.array([0, 0, 9])
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "list.txt"
+        file.write_bytes(text.encode())
+        try:
+            rows = Listed(str(file), np.array([2, 5, 6]), paths, labels).rows.tolist()
+        except FgvczooError as error:
+            assert "\n" not in str(error)
+            return
+    assert rows and set(rows) <= {2, 5, 6}
+
+
 def test_lists_that_are_none(lists: Lists, tmp_path: Path) -> None:
     lists.open()
     cls = dataset_class(lists.dataset)
@@ -410,7 +428,7 @@ def test_equal_names_need_a_class(tmp_path: Path) -> None:
     lists.lines[0] = lists.lines[0].partition("/")[2]
     assert lists.open().splits["test"].tolist() == data.splits["test"].tolist()
     (tmp_path / "list.txt").write_text(r"0001_01.jpg 40 40 ; 1 2 3 4")
-    with pytest.raises(FgvczooError, match="line 1: '0001_01.jpg' are 4 of the images; expected its class, too"):
+    with pytest.raises(FgvczooError, match=r"line 1: '0001_01\.jpg' are 4 of the images; expected its class, too"):
         VGGFace2DataModule(str(lists.root), subset=lists.subset)
 
 
