@@ -47,8 +47,8 @@ class ImageNet(Official):
     subset: a paper's list of validation images, see `fgvczoo.data.lists`: these alone are "test".
 
     Boxes of validation images come from `subset` where it has any, else from `LOC_val_solution.csv`, else from XML
-    files (`Annotations/CLS-LOC/val/`, `bbox_val/`). Other sizes than the real set's are read alike; counts are asserted where
-    it is the real set.
+    files (`Annotations/CLS-LOC/val/`, `bbox_val/`). Other sizes than the real set's are read alike; counts are asserted
+    where it is the real set.
 
     Attributes beside those of `Reader`:
         image_ids: (N,) paths such as train/n01440764/n01440764_18.JPEG.

@@ -189,37 +189,32 @@ def _places(
 ) -> np.ndarray:
     """(m,) which of the images each line names."""
     wanted = {line.path.rpartition("/")[2] for line in lines}
-    by_name: dict[str, list[int]] = {}
+    by_name: dict[str, list[int]] = {name: [] for name in wanted}
     for place, path in enumerate(paths):
         if (name := path.rpartition("/")[2]) in wanted:
-            by_name.setdefault(name, []).append(place)
+            by_name[name].append(place)
+    named = {name: np.array(places, np.int64) for name, places in by_name.items()}  # equal names may be thousands
 
-    def names(place: int) -> list[str]:
-        """Of the folder of an image."""
+    def folder_names(place: int) -> list[str]:
         label = int(labels[place])
-        own = paths[place].split("/")[-2:-1]
-        return [*dict.fromkeys([*own, *folders[label : label + 1], str(label)])]
+        return [*dict.fromkeys([*paths[place].split("/")[-2:-1], *folders[label : label + 1], str(label)])]
 
     first: dict[int, str] = {}
     for line in lines:
         *_, folder, name = ["", *line.path.split("/")]
-        same = by_name.get(name, [])
-        near = [place for place in same if not folder or folder in names(place)]
-        right = [place for place in near if line.label in (None, int(labels[place]))]
-        if not same:
-            raise FgvczooError(f"{line.at}: {line.path!r} is none of the {len(paths):,} {what}")
-        if not right:
-            expected = near or same
-            given = labels[expected]
-            if len(expected) > 1:
-                of = "" if line.label is None else f" of class {line.label}"
-                raise FgvczooError(f"{line.at}: {line.path!r}{of} is none of the {len(paths):,} {what}")
-            if line.label not in (None, given[0]):
-                raise FgvczooError(f"{line.at}: {line.path!r} has class {line.label}; expected {given[0]}")
-            folder_names = " or ".join(map(repr, names(expected[0])))
-            raise FgvczooError(f"{line.at}: {line.path!r} lies in {folder!r}; expected {folder_names}")
+        same = named[name]
+        of_class = same if line.label is None else same[labels[same] == line.label]
+        right = [place for place in of_class.tolist() if not folder or folder in folder_names(place)]
         if len(right) > 1:
             raise FgvczooError(f"{line.at}: {line.path!r} are {len(right)} of the {what}; expected its class, too")
+        if not right:
+            near = [place for place in same.tolist() if folder in folder_names(place)] or same.tolist()
+            if len(near) != 1:
+                raise FgvczooError(f"{line.at}: {line.path!r} is none of the {len(paths):,} {what}")
+            if line.label not in (None, expected := int(labels[near[0]])):
+                raise FgvczooError(f"{line.at}: {line.path!r} has class {line.label}; expected {expected}")
+            expected_names = " or ".join(map(repr, folder_names(near[0])))
+            raise FgvczooError(f"{line.at}: {line.path!r} lies in {folder!r}; expected {expected_names}")
         if (before := first.setdefault(right[0], line.at)) != line.at:
             raise FgvczooError(f"{line.at}: {line.path!r} is listed twice, before in {before.rpartition(': ')[2]}")
     return np.array(list(first), np.int64)
