@@ -83,7 +83,7 @@ class Listed:
             raise FgvczooError(f"subset={subset!r}; expected the file of a list, or [LIST, BOXES]")
         self.file, *boxes_file = map(Path, files)
         lines = _read_list(self.file)
-        found = rows[_places(self.file, lines, paths, labels, what, folders)]
+        found = rows[_places(lines, paths, labels, what, folders)]
         if boxes_file:
             lines = _with_boxes(self.file, lines, boxes_file[0])
         self.boxed = len(lines[0].boxes) > 0
@@ -185,7 +185,7 @@ def _of(size: tuple[int, int] | None) -> str:
 
 
 def _places(
-    file: Path, lines: list[Line], paths: Sequence[str], labels: np.ndarray, what: str, folders: Sequence[str]
+    lines: list[Line], paths: Sequence[str], labels: np.ndarray, what: str, folders: Sequence[str]
 ) -> np.ndarray:
     """(m,) which of the images each line names."""
     wanted = {line.path.rpartition("/")[2] for line in lines}
