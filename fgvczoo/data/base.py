@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fgvczoo.batch import RAGGED_KEYS, Batch
+from fgvczoo.data.decoded import Decoded
 from fgvczoo.data.samplers import (
     BalancedBatchSampler,
     EpochBatchSampler,
@@ -52,6 +53,7 @@ class Reader(ABC):
     splits: dict[str, np.ndarray]  # name -> rows, ascending; the official ones where there are such; "train" among them
     keys: tuple[str, ...]  # annotations that it can give
     cropped = False  # the box of each picture is used as the picture
+    decoded: Decoded | None = None  # where pictures lie decoded; a data module sets it
 
     @cached_property
     def all_class_names(self) -> list[str]:
@@ -71,7 +73,8 @@ class Reader(ABC):
 
     def read(self, index: int) -> np.ndarray:
         """The picture of a row as RGB uint8 (H, W, 3); `FgvczooError` naming it where it cannot be read."""
-        return read_image(self.picture(index), self.name_of(index))
+        picture, name = self.picture(index), self.name_of(index)
+        return read_image(picture, name) if self.decoded is None else self.decoded.read(picture, name)
 
     def label(self, index: int) -> int:
         """The label of a row."""
@@ -170,6 +173,8 @@ class FGVCDataModule(lightning.LightningDataModule):
         val_classes: share of the training classes, the last of them, whose images become the split "val" instead and
             are not trained on; where training and test classes are disjoint, this is what measures retrieval.
         on_corrupt: "error" stops at an unreadable picture; "skip" goes on without it, warns and counts it in `skipped`.
+        decoded: a folder that keeps the pixels of every picture that is read, for all later reads of any process or
+            run; 3 bytes a pixel of the original (`fgvczoo.data.decoded.Decoded`). None decodes every time.
         keys: annotations wanted in the batches, beside `image`, `index` and `label`.
 
     Attributes:
@@ -201,6 +206,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         val_fraction: float = 0.0,
         val_classes: float = 0.0,
         on_corrupt: str = "error",
+        decoded: str | None = None,
         keys: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -239,6 +245,8 @@ class FGVCDataModule(lightning.LightningDataModule):
                     f"keys: {reader.name} has no {key!r}, only {', '.join(known_keys)}{did_you_mean(key, known_keys)}"
                 )
         reader.require(keys)
+        if decoded is not None:
+            reader.decoded = Decoded(decoded)
         self.reader = reader
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.images_per_class, self.batches_per_epoch = images_per_class, batches_per_epoch
