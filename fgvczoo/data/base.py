@@ -292,6 +292,7 @@ class FGVCDataModule(lightning.LightningDataModule):
             raise FgvczooError(f"shard={shard!r}; expected 'exact' or 'train'")
         rows = self.splits[split]
         dataset = self._rows(rows, self.seed if augment else None, shuffle=shard == "train")
+        dataset.normalize = not self.num_workers
         if augment:
             dataset.views = self.view_transforms
         if augment and self.num_workers:
@@ -440,10 +441,13 @@ class Rows(Dataset[Any]):
 
     shuffles: places are those of an order of its own, which a sampler does not shuffle again.
     views: transforms of the further views of a picture, where `seed` augments it.
+    normalize: False leaves the pictures of batches as pixels, uint8 (h, w, 3): between processes they are a quarter of
+        the float32 that `Loader` makes of them.
     """
 
     shuffles = False
     views: Sequence[Transform] = ()
+    normalize = True
 
     def __init__(
         self,
@@ -468,7 +472,7 @@ class Rows(Dataset[Any]):
         epoch, place, *repeat = item if isinstance(item, tuple) else (0, item)
         return self._sample(epoch, self.index(epoch, place), repeat)
 
-    def _sample(self, epoch: int, index: int, repeat: Sequence[int] = ()) -> dict[str, Any]:
+    def _sample(self, epoch: int, index: int, repeat: Sequence[int] = (), normalize: bool = True) -> dict[str, Any]:
         """repeat: its number, where a batch holds a row several times."""
         image = self.reader.read(index)
         notes = self.reader.annotations(index, self.keys)
@@ -485,10 +489,11 @@ class Rows(Dataset[Any]):
                 raise FgvczooError(f"{self.reader.name_of(index)}: the crop {crop} has no pixel of {height} x {width}")
         # The last number keeps these streams apart from others that are drawn from (seed, epoch).
         seed = None if self.seed is None else (self.seed, epoch, index, 1, *repeat)
-        sample: dict[str, Any] = dict(self.transform(image, mask=mask, boxes=boxes, parts=parts, seed=seed))
+        drawn: dict[str, Any] = {"seed": seed, "normalize": normalize}
+        sample: dict[str, Any] = dict(self.transform(image, mask=mask, boxes=boxes, parts=parts, **drawn))
         if self.seed is not None and self.views:
             seeds = [(self.seed, epoch, index, 4, number, *repeat) for number in range(len(self.views))]
-            sample["views"] = [view(image, seed=drawn)["image"] for view, drawn in zip(self.views, seeds)]
+            sample["views"] = [view(image, **drawn | {"seed": own})["image"] for view, own in zip(self.views, seeds)]
         if satellite is not None:
             sample["satellite"] = self.transform.preprocess(satellite)
         if edited is not None:  # the same cut, and the same draw
@@ -498,7 +503,7 @@ class Rows(Dataset[Any]):
                 )
             if crop is not None:
                 edited = crop_sample(crop, edited)[0]
-            sample["edited"] = self.transform(edited, seed=seed)["image"]
+            sample["edited"] = self.transform(edited, **drawn)["image"]
         if one_box:
             sample["bbox"] = sample.pop("boxes")[0]
         if "size" in self.keys:
@@ -527,7 +532,7 @@ class Rows(Dataset[Any]):
             epoch, place, *repeat = item if isinstance(item, tuple) else (0, item)
             index = self.index(epoch, place)  # a stream that breaks off here is not one more unreadable picture
             try:
-                samples.append(self._sample(epoch, index, repeat))
+                samples.append(self._sample(epoch, index, repeat, self.normalize))
             except FgvczooError as error:
                 if self.on_corrupt == "error":
                     raise
@@ -576,7 +581,7 @@ class Loader:
                 lost |= unreadable
                 self.skipped |= unreadable
                 if batch is not None:
-                    yield batch
+                    yield _normalized(batch, self.dataset.transform.preprocess)
         finally:
             if lost:
                 names = ", ".join(list(lost)[:5]) + (", ..." if len(lost) > 5 else "")
@@ -601,6 +606,20 @@ def _stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
             batch[key] = [torch.stack(views) for views in zip(*values)]
         else:
             batch[key] = torch.stack([torch.as_tensor(value) for value in values])
+    return batch
+
+
+def _normalized(batch: dict[str, Any], preprocess: Preprocess) -> Any:
+    """A batch whose pictures are all normalised."""
+
+    def normal(pictures: torch.Tensor) -> torch.Tensor:
+        return preprocess.normalize_batch(pictures) if pictures.dtype == torch.uint8 else pictures
+
+    for key in ("image", "edited"):
+        if key in batch:
+            batch[key] = normal(batch[key])
+    if "views" in batch:
+        batch["views"] = [normal(view) for view in batch["views"]]
     return batch
 
 

@@ -91,6 +91,7 @@ class Transform:
         boxes: np.ndarray | None = None,
         parts: np.ndarray | None = None,
         seed: Sequence[int] | None = None,
+        normalize: bool = True,
     ) -> dict[str, Tensor]:
         """Returns `image` and those of `mask`, `boxes`, `parts` that were given.
 
@@ -100,6 +101,7 @@ class Transform:
             box that has left the picture has no area.
         parts: (K, 3) x, y, visible -> float32 (K, 3); a part that left the picture is 0, 0, 0 like any invisible one.
         seed: whole numbers, all that the augmentation depends on; None leaves the picture as it is.
+        normalize: False leaves `image` as pixels, uint8 (h, w, 3), unless noise has been put into the normalised one.
         """
         preprocess = self.preprocess
         augmented = seed is not None and self.augmentation != "none"
@@ -120,9 +122,11 @@ class Transform:
                 image, mask, boxes, parts = _resize_sample(preprocess, image, mask, boxes, parts)
             image, mask, boxes, parts = self._augment(image, mask, boxes, parts, streams)
         height, width = image.shape[:2]
-        sample = {"image": preprocess.normalize(preprocess.resize(image, fast=augmented))}
+        pixels = preprocess.resize(image, fast=augmented)
         if seed is not None and self.augmentation in _ERASING:
-            sample["image"] = _erase(sample["image"], _ERASING[self.augmentation], seed)
+            sample = {"image": _erase(preprocess.normalize(pixels), _ERASING[self.augmentation], seed)}
+        else:
+            sample = {"image": preprocess.normalize(pixels) if normalize else torch.from_numpy(pixels)}
         if mask is not None:
             sample["mask"] = torch.from_numpy(preprocess.resize_mask(mask).astype(np.int64))
         full_h, full_w = preprocess.size
