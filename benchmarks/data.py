@@ -206,7 +206,7 @@ def main() -> None:
         "# Loading and augmenting pictures", "",
         f"{options.pictures} JPEGs of 500 x 375 ({size:.0f} kB each) to 224 x 224, batches of {BATCH}.", "",
         f"Pictures a second, median of {PASSES} passes. Merely resized pictures differ by {gap:.3f} of 255 levels.", "",
-        "Decoded: out of a folder that a first pass has filled, ours by `decoded`, torchvision's by a loader of .npy files.",
+        "Decoded: out of a folder that a first pass has filled, by `decoded`; torchvision by a loader of .npy files.",
         "Ratios: both decode; ours decoded over torchvision, which decodes; both decoded.", "",
         "| pipeline | workers | fgvczoo | decoded | torchvision | decoded | ratio | ours decoded | both decoded |",
         f"|{' --- |' * 9}",
