@@ -16,22 +16,21 @@ h d). How times and memory are taken: see `ops.py`. Writes results/attention_cpu
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ops
 import torch
+from report import RESULTS, write
+from timing import RUNS, TURNS, compare, timed, turns
 from torch import Tensor
 from torch.nn import functional as F
 
 from fgvczoo.ops import patch_attention
 
-MODES = ops.MODES
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -144,13 +143,13 @@ def measure(size: Size, variant: str, backward: bool, threads: int) -> dict[str,
     """One row, for a fresh process."""
     torch.set_num_threads(threads)
     step, small = step_of(way(size, variant), backward), replace(size, B=1, queries=4, patches=4)
-    return ops.timed(partial(step, *inputs(small, backward)), partial(step, *inputs(size, backward)))
+    return timed(partial(step, *inputs(small, backward)), partial(step, *inputs(size, backward)))
 
 
 def take_turns(size: Size, variants: tuple[str, ...], backward: bool, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     given = inputs(size, backward)
-    return ops.turns({variant: partial(step_of(way(size, variant), backward), *given) for variant in variants})
+    return turns({variant: partial(step_of(way(size, variant), backward), *given) for variant in variants})
 
 
 def label(size: Size) -> str:
@@ -162,7 +161,7 @@ def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     machine = f"{results['processor']}, {results['threads']} thread(s)"
     versions = f"torch {results['torch']}, Python {results['python']}"
-    runs = f"median (best) of {ops.RUNS * results['repeat']} runs"
+    runs = f"median (best) of {RUNS * results['repeat']} runs"
     text = [
         f"# `patch_attention`, {results['device']}",
         "",
@@ -185,7 +184,7 @@ def table(results: dict[str, Any]) -> str:
             first = ""
     text += [
         "",
-        f"In one process, in turns; median of {ops.TURNS}, ms; ratios to fused.",
+        f"In one process, in turns; median of {TURNS}, ms; ratios to fused.",
         "",
         "| form, B x h x queries x patches x d | step | fused | others |",
         "| --- | --- | --- | --- |",
@@ -204,8 +203,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=1, help="times over all rows")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of the explicit formula")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--checks", action="store_true", help="cuda: checks, nothing timed")
+    parser.add_argument("--tiles", action="store_true", help="cuda: the kernels one by one, with other blocks")
     parser.add_argument("--limit", type=float, default=150, help="cuda: seconds after which no more is timed")
     options = parser.parse_args()
     if options.device == "cuda":
@@ -214,35 +214,10 @@ def main() -> int:
         return attention_cuda.main(options)
 
     more = ("compiled",) if options.compile else ()
-    variants = {size: (*FORMULAS[size.form], *more) for size in SIZES}
-    rows = [(size, name, backward) for size in SIZES for name in variants[size] for backward in (False, True)]
-    found = ops.in_fresh_processes(measure, rows, options.threads, repeat=options.repeat)
-    pairs = [(size, variants[size], backward) for size in SIZES for backward in (False, True)]
-    seconds = ops.in_fresh_processes(take_turns, pairs, options.threads)
-    results = {
-        "device": options.device,
-        "processor": ops.processor(),
-        "threads": options.threads,
-        "repeat": options.repeat,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "rows": [
-            {
-                "size": asdict(size),
-                "variants": {
-                    name: {MODES[backward]: ops.summary(found[size, name, backward]) for backward in (False, True)}
-                    for name in variants[size]
-                },
-            }
-            for size in SIZES
-        ],
-        "turns": [
-            {"size": asdict(size), "mode": MODES[backward], "seconds": seconds[size, names, backward][0]}
-            for size, names, backward in pairs
-        ],
-    }
+    ways = {size: (*FORMULAS[size.form], *more) for size in SIZES}
+    results = compare(options.device, ways, measure, take_turns, options.threads, options.repeat)
     name = "attention_cpu" if options.threads == 1 else f"attention_cpu_{options.threads}_threads"
-    ops.write(options.out, name, results, table(results))
+    write(options.out, name, results, table(results))
     return 0
 
 

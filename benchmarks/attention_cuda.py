@@ -5,8 +5,8 @@
    the explicit formula, `torch.compile` of it, `scaled_dot_product_attention` on each of its backends, FlexAttention.
 
 Needs torch, triton and numpy only: `PYTHONPATH=. python3 benchmarks/attention.py --device cuda`. Writes
-results/attention_cuda.json and .md. `--checks`: the checks alone. `--limit SECONDS`: stops in good time and writes what
-there is.
+results/attention_cuda.json and .md. `--checks`: the checks alone. `--tiles`: the kernels one by one, with other blocks;
+writes attention_cuda_tiles.json. `--limit SECONDS`: stops in good time and writes what there is.
 """
 
 from __future__ import annotations
@@ -253,6 +253,66 @@ def speedups(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+# -- 3. blocks --------------------------------------------------------------------------------------------------------
+
+# kernel -> (queries, patches, depth, warps, stages) to try; competing queries are all in one block
+OF_PATCHES = {
+    "attend": [(64, 32, 64, 4, 2), (64, 32, 64, 4, 3), (64, 64, 64, 4, 2), (64, 64, 64, 8, 2), (128, 32, 64, 4, 3)],
+    "patch_gradient": [(32, 64, 64, 4, 1), (64, 64, 64, 4, 1), (32, 64, 64, 4, 2), (16, 64, 64, 4, 2)],
+    "query_gradient": [(128, 64, 64, 4, 2), (128, 64, 64, 4, 3), (64, 64, 64, 4, 3), (64, 64, 64, 4, 2)],
+}
+OF_QUERIES = {
+    "compete": [(0, 64, 64, 4, 3), (0, 64, 64, 8, 3), (0, 64, 128, 4, 2), (0, 64, 64, 4, 2), (0, 32, 64, 4, 2)],
+    "compete_gradient": [(0, 64, 64, 4, 3), (0, 64, 128, 4, 2), (0, 64, 64, 4, 2), (0, 32, 64, 4, 2)],
+}
+
+
+def kernel_seconds(step: Callable[..., Any], given: tuple[Any, ...], runs: int = 8) -> dict[str, float]:
+    """Seconds of each kernel in a call, by name, as the profiler has them."""
+    for _ in range(2):
+        step(*given)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(runs):
+            step(*given)
+        torch.cuda.synchronize()
+    found: dict[str, float] = {}
+    for event in profile.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            found[event.name[:60]] = found.get(event.name[:60], 0.0) + 1e-6 * event.device_time / runs
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def tiles() -> list[dict[str, Any]]:
+    """All kernels of a step with the blocks of the table, and each of ours with others."""
+    from fgvczoo.ops.patch_attention import triton as gpu
+
+    chosen, rows = gpu.choose, []
+    for size in SIZES:
+        step = step_of(FORMULAS[size.form]["fused"], True)
+        given = inputs(size, True, "cuda")
+        with settings("high" if size.dtype == "float32" else "highest"):
+            row: dict[str, Any] = {"size": asdict(size), "kernels": kernel_seconds(step, given), "tried": {}}
+            for kernel, candidates in (OF_PATCHES if size.form == "bias" else OF_QUERIES).items():
+                for block in map(gpu.Blocks._make, candidates):
+
+                    def choose(name: str, dtype: torch.dtype, shape: Any, kernel: str = kernel, b: Any = block) -> Any:
+                        usual = chosen(name, dtype, shape)
+                        return b._replace(queries=b.queries or usual.queries) if name == kernel else usual
+
+                    gpu.choose = choose
+                    try:
+                        found: Any = kernel_seconds(step, given).get(kernel)
+                    except Exception as error:  # too much memory or too many registers
+                        found = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+                    finally:
+                        gpu.choose = chosen
+                    row["tried"].setdefault(kernel, {})[str(tuple(block[:5]))] = found
+        print(label(size), json.dumps(row), flush=True)
+        rows.append(row)
+    return rows
+
+
 def main(options: Namespace) -> int:
     if options.checks:
         return int(not all(check["passed"] for check in run_checks(checks)))
@@ -263,6 +323,11 @@ def main(options: Namespace) -> int:
         "triton": importlib.metadata.version("triton"),
     }
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.tiles:
+        with use_backend("auto"):
+            results["rows"] = tiles()
+        (options.out / "attention_cuda_tiles.json").write_text(json.dumps(results, indent=1) + "\n")
+        return 0
 
     def part(title: str, call: Callable[[], Any]) -> None:
         results[title] = call()

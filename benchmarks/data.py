@@ -31,8 +31,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from ops import processor
 from PIL import Image
+from report import processor
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder

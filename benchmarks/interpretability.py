@@ -11,19 +11,17 @@ defines the scores.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
+from report import RESULTS, write
 
 from fgvczoo.explain.interpretability import interpretability
-from fgvczoo.files import write_text
 from fgvczoo.zoo.build import data_from_provenance
 from fgvczoo.zoo.load import load
 
-RESULTS = Path(__file__).parent / "results"
 BETTER = {
     "content_heatmap": "higher",
     "oirr": "lower",
@@ -64,9 +62,7 @@ def main() -> None:
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{statistics.mean(values):.3g} ± {spread:.2g}")
         lines.append(f"| {score} | {better} | " + " | ".join(cells) + " |")
-    write_text(RESULTS / "interpretability.md", "\n".join(lines) + "\n")
-    write_text(RESULTS / "interpretability.json", json.dumps(found, indent=1) + "\n")
-    print("\n".join(lines))
+    write(RESULTS, "interpretability", found, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ unbroken run. Writes results/kills.json and .md; exit status 1 when any run diff
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -20,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import RESULTS, write
 
 from fgvczoo.data.synthbirds import make
-from fgvczoo.files import write_text
 from fgvczoo.zoo.load import load
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 PAPERS = ("st-protopnet", "protopnet")
 
 
@@ -91,9 +89,7 @@ def main() -> int:
         f"Torch {torch.__version__}, CPU, 1 thread.",
         "",
     ]
-    write_text(RESULTS / "kills.md", "\n".join(lines))
-    write_text(RESULTS / "kills.json", json.dumps({"torch": torch.__version__, "kills": kills}, indent=1) + "\n")
-    print("\n".join(lines))
+    write(RESULTS, "kills", {"torch": torch.__version__, "kills": kills}, "\n".join(lines))
     return 0 if good == len(kills) else 1
 
 

@@ -21,28 +21,23 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import multiprocessing
-import platform
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from ops import processor
+from report import RESULTS, one_thread, write
+from timing import in_fresh_process
 from torch import Tensor
 from torch.nn import functional as F
 
-from fgvczoo.files import write_text
 from fgvczoo.metrics.localization import BoxLocalization, PixelLocalization, sweep
 from fgvczoo.metrics.localization_boxes import prepare_maps
 from fgvczoo.models.bas.losses import LossWeights, loss_terms, total_loss
 from fgvczoo.models.bas.network import BASNetwork
 
-RESULTS = Path(__file__).parent / "results"
 IMAGES, SIDE, CELLS = 5794, 224, 14
 REFERENCE = 100
 BATCH = 50
@@ -196,11 +191,7 @@ def measure_step(way: str, batch: int, runs: int) -> dict[str, Any]:
 
 def training(batch: int, runs: int, about: str) -> None:
     """Both ways in turns, written to results/bas_step.*."""
-    fresh = multiprocessing.get_context("spawn")
-    rows = {}
-    for way in ("plain", "ours"):
-        with fresh.Pool(1) as worker:
-            rows[way] = worker.apply(measure_step, (way, batch, runs))
+    rows = {way: in_fresh_process(measure_step, way, batch, runs) for way in ("plain", "ours")}
     first, second = (rows[way].pop("losses") for way in ("plain", "ours"))
     assert np.allclose(first, second, rtol=1e-4), f"the two ways disagree: {first}, {second}"
     plain, ours = rows["plain"], rows["ours"]
@@ -219,9 +210,7 @@ def training(batch: int, runs: int, about: str) -> None:
             f"{plain['seconds'] / ours['seconds']:.2f} ({plain['best'] / ours['best']:.2f}) |"
         ),
     ]
-    write_text(RESULTS / "bas_step.md", "\n".join(lines) + "\n")
-    write_text(RESULTS / "bas_step.json", json.dumps({"about": about, "batch": batch, "rows": rows}, indent=1) + "\n")
-    print("\n".join(lines))
+    write(RESULTS, "bas_step", {"about": about, "batch": batch, "rows": rows}, "\n".join(lines) + "\n")
 
 
 def main() -> None:
@@ -233,10 +222,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    about = (
-        f"{processor()}, 1 thread; torch {torch.__version__}, OpenCV {cv2.__version__}, numpy {np.__version__}, "
-        f"Python {platform.python_version()}"
-    )
+    about = one_thread(f"OpenCV {cv2.__version__}", f"numpy {np.__version__}")
     if arguments.part != "metrics":
         training(arguments.batch, arguments.runs, about)
     if arguments.part != "training":
@@ -263,9 +249,7 @@ def measure_metrics(images: int, about: str) -> None:
             f"| {kind} | {1e3 * row['apart']:.1f} | {1e3 * row['shared']:.1f} | {1e3 * row['ours']:.2f} | "
             f"{row['apart'] / row['ours']:.1f}, {row['shared'] / row['ours']:.1f} | {row['total']:.0f} s |"
         )
-    write_text(RESULTS / "localization_metrics.md", "\n".join(lines) + "\n")
-    write_text(RESULTS / "localization_metrics.json", json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    print("\n".join(lines))
+    write(RESULTS, "localization_metrics", {"about": about, "rows": rows}, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,23 +10,19 @@ of the warm-up must agree. Writes results/metaformer-step.json and .md.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
-from ops import CPU, processor
+from report import RESULTS, processor, write
+from timing import CPU, in_fresh_process
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fgvczoo.files import write_text
 from fgvczoo.models.metaformer.losses import soft_cross_entropy, soft_targets
 from fgvczoo.models.metaformer.network import SIZES, MBConv, MetaFG, TransformerStage
 from fgvczoo.nn.metadata import MetadataShape
 
-RESULTS = Path(__file__).parent / "results"
 ROUNDS, RUNS, CLASSES = 3, 3, 200
 METADATA = (MetadataShape("date", 4), MetadataShape("place", 3))
 
@@ -99,11 +95,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    fresh, rounds = multiprocessing.get_context("spawn"), []
+    rounds = []
     for _ in range(ROUNDS):
         for way in ("plain", "ours"):
-            with fresh.Pool(1) as worker:
-                found = worker.apply(measure, (way, options.threads, options.side, options.batch))
+            found = in_fresh_process(measure, way, options.threads, options.side, options.batch)
             rounds.append((way, found))
     rows = {}
     for way in ("plain", "ours"):
@@ -130,10 +125,8 @@ def main() -> None:
     lines.append(
         f"| ours / plain | {ours['seconds'] / plain['seconds']:.2f} | {ours['memory'] / plain['memory']:.2f} |"
     )
-    write_text(RESULTS / "metaformer-step.md", "\n".join(lines) + "\n")
     result = {"torch": torch.__version__, "processor": processor(), **vars(options), "rows": rows}
-    write_text(RESULTS / "metaformer-step.json", json.dumps(result, indent=1) + "\n")
-    print("\n".join(lines))
+    write(RESULTS, "metaformer-step", result, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
+from report import RESULTS, write
 from torch import Tensor
 
 from fgvczoo.data.synthbirds.genotypes import PAIR_TYPES
-from fgvczoo.files import write_text
 from fgvczoo.zoo.build import data_from_provenance
 from fgvczoo.zoo.load import load
 
-RESULTS = Path(__file__).parent / "results"
 RECIPE, BASELINE = "metaformer-synthbirds", "metaformer-vision-synthbirds"
 SEEDS = 3
 CASES = ("with metadata", "shuffled", "without place", "without date", "all missing", "baseline")
@@ -109,10 +107,8 @@ def main() -> None:
             values = [100 * seed[case][column] for seed in seeds]
             cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}")
         lines.append(f"| {case} | {' | '.join(cells)} |")
-    write_text(RESULTS / "metaformer-metadata.md", "\n".join(lines) + "\n")
     result = {"torch": torch.__version__, "seeds": seeds}
-    write_text(RESULTS / "metaformer-metadata.json", json.dumps(result, indent=1) + "\n")
-    print("\n".join(lines))
+    write(RESULTS, "metaformer-metadata", result, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

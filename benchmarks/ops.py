@@ -19,27 +19,21 @@ Writes results/ops_cpu.json and .md beside this file (ops_cpu_2_threads with `--
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from report import RESULTS, write
+from timing import RUNS, TURNS, compare, timed, turns
 from torch import Tensor
 from torch.nn import functional as F
 
 from fgvczoo.ops import nearest_patch
 
-RUNS, TURNS = 7, 15
-MODES = ("forward", "forward+backward")
-Found = dict[Any, list[Any]]  # results by row
 Formula = Callable[[Tensor, Tensor], Tensor]  # features (B, D, H, W), prototypes (P, D, 1, 1) -> (B, P) or two of them
 
 
@@ -148,31 +142,6 @@ SIZES = [
 ]
 
 
-class CPU:
-    """How time and memory are taken."""
-
-    name = "cpu"
-
-    def reset_memory(self) -> None:
-        """From here on `extra_memory` counts."""
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts at the present size
-        self.before = self._status("VmRSS")
-
-    def extra_memory(self) -> int:
-        """Bytes."""
-        return self._status("VmHWM") - self.before
-
-    def seconds(self, call: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-
-    @staticmethod
-    def _status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
-
-
 def inputs(size: Size, backward: bool) -> tuple[Tensor, Tensor]:
     """Features (B, D, side, side) and prototypes (P, D, 1, 1)."""
     generator = torch.Generator().manual_seed(0)
@@ -204,63 +173,11 @@ def measure(size: Size, variant: str, backward: bool, threads: int) -> dict[str,
     return timed(partial(step, *inputs(replace(size, B=1, P=2, side=2), backward)), partial(step, *given))
 
 
-def timed(tiny: Callable[[], Any], call: Callable[[], Any]) -> dict[str, Any]:
-    """The times and the extra memory of a call, after a tiny one and a warm-up."""
-    device = CPU()
-    tiny()
-    device.reset_memory()
-    call()
-    times = [device.seconds(call) for _ in range(RUNS)]
-    return {"times": times, "memory": device.extra_memory()}
-
-
 def take_turns(size: Size, variants: Sequence[str], backward: bool, threads: int) -> dict[str, float]:
     """Median seconds of each way when all of them take turns in one process, memory warm for all."""
     torch.set_num_threads(threads)
     given = inputs(size, backward)
     return turns({variant: partial(step_of(size, variant, backward), *given) for variant in variants})
-
-
-def turns(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(TURNS + 1):
-        for name, call in calls.items():
-            seconds = CPU().seconds(call)
-            if turn:  # the first one warms up
-                times[name].append(seconds)
-    return {name: statistics.median(each) for name, each in times.items()}
-
-
-def in_fresh_processes(function: Callable[..., Any], rows: Sequence[Any], *others: Any, repeat: int = 1) -> Found:
-    """What the function says of every row, each time in a new process; `repeat` times over all of them."""
-    found: Found = {row: [] for row in rows}
-    fresh = multiprocessing.get_context("fork")  # this process runs no op, so that its copies start clean
-    for turn in range(repeat):
-        for number, row in enumerate(rows):
-            print(f"\r{turn + 1}/{repeat}: {number + 1}/{len(rows)}  ", end="", file=sys.stderr, flush=True)
-            with fresh.Pool(1) as worker:
-                found[row].append(worker.apply(function, (*row, *others)))
-    print(file=sys.stderr)
-    return found
-
-
-def summary(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Of one row, over its processes."""
-    times = [seconds for result in results for seconds in result["times"]]
-    memory = statistics.median(result["memory"] for result in results)
-    return {"median": statistics.median(times), "best": min(times), "memory": memory}
-
-
-def write(out: Path, name: str, results: dict[str, Any], text: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / f"{name}.md").write_text(text)
-    print(text)
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def table(results: dict[str, Any]) -> str:
@@ -312,7 +229,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=1, help="times over all rows")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of the authors' formulation")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--checks", action="store_true", help="cuda: checks, nothing timed")
     parser.add_argument("--quick", action="store_true", help="cuda: checks, one size, a sweep of tiles")
     parser.add_argument("--sanitize", action="store_true", help="cuda: one small launch of every kernel, nothing timed")
@@ -323,33 +240,9 @@ def main() -> int:
 
         return ops_cuda.main(options)
 
-    variants = ["fused", "authors", *(["compiled"] if options.compile else []), "matmul", "product"]
-    rows = [(size, variant, mode) for size in SIZES for variant in variants for mode in (False, True)]
-    found = in_fresh_processes(measure, rows, options.threads, repeat=options.repeat)
-    pairs = [(size, tuple(variants), backward) for size in SIZES for backward in (False, True)]
-    seconds = in_fresh_processes(take_turns, pairs, options.threads)
-    results = {
-        "device": options.device,
-        "processor": processor(),
-        "threads": options.threads,
-        "repeat": options.repeat,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "rows": [
-            {
-                "size": asdict(size),
-                "variants": {
-                    variant: {MODES[backward]: summary(found[size, variant, backward]) for backward in (False, True)}
-                    for variant in variants
-                },
-            }
-            for size in SIZES
-        ],
-        "turns": [
-            {"size": asdict(size), "mode": MODES[backward], "seconds": seconds[size, names, backward][0]}
-            for size, names, backward in pairs
-        ],
-    }
+    variants = ("fused", "authors", *(("compiled",) if options.compile else ()), "matmul", "product")
+    ways = dict.fromkeys(SIZES, variants)
+    results = compare(options.device, ways, measure, take_turns, options.threads, options.repeat)
     name = "ops_cpu" if options.threads == 1 else f"ops_cpu_{options.threads}_threads"
     write(options.out, name, results, table(results))
     return 0

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import RESULTS, write
 
 from fgvczoo.files import write_text
 from fgvczoo.models.ensemble import ProbabilityEnsemble
@@ -32,7 +33,6 @@ from fgvczoo.zoo.build import data_from_provenance
 from fgvczoo.zoo.load import load
 from fgvczoo.zoo.recipe import Recipe, read_recipe
 
-RESULTS = Path(__file__).parent / "results"
 ENSEMBLES = (3, 5)
 # Metrics that are no shares.
 PLAIN = ("test/path_length", "test/prototypes")
@@ -165,10 +165,7 @@ def main() -> None:
             "ensembles": ensembles(each, arguments.seeds, arguments.runs, options),
         }
     result["dataset"] = result["recipes"][recipe.name]["runs"][0]["dataset"]
-    write_text(RESULTS / f"{recipe.name}.json", json.dumps(result, indent=1) + "\n")
-    table = markdown(result, recipe)
-    write_text(RESULTS / f"{recipe.name}.md", table)
-    print(table)
+    write(RESULTS, recipe.name, result, markdown(result, recipe))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ the call. Clustered random rows of unit length stand for embeddings. Writes resu
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import platform
 import resource
@@ -27,17 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ops import processor
+from report import RESULTS, processor, write
+from timing import in_fresh_process
 from torch import Tensor
 from torch.nn import functional as F
 
-from fgvczoo.files import write_text
 from fgvczoo.metrics.retrieval import RetrievalMetrics
 from fgvczoo.metrics.retrieval_search import nearest
 from fgvczoo.models.dm2.relations import angle_loss
 from fgvczoo.models.dsml.distance import snr_distance
 
-RESULTS = Path(__file__).parent / "results"
 RUNS, DIM, PER_CLASS = 7, 512, 60
 
 
@@ -168,11 +165,8 @@ def map_at_r(way: str, items: int) -> dict[str, Any]:
 
 def both(function: Callable[..., dict[str, Any]], *arguments: Any, place: int = 0) -> dict[str, dict[str, Any]]:
     """The usual way and ours, each in a fresh process; the way is the argument at `place`."""
-    fresh, found = multiprocessing.get_context("spawn"), {}
-    for way in ("usual", "ours"):
-        with fresh.Pool(1) as worker:
-            found[way] = worker.apply(function, (*arguments[:place], way, *arguments[place:]))
-    return found
+    before, after = arguments[:place], arguments[place:]
+    return {way: in_fresh_process(function, *before, way, *after) for way in ("usual", "ours")}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -231,9 +225,7 @@ def main() -> None:
         k = min(1000, items // 6)
         result["large"][f"nearest {k} of {items:,} in {items:,}"] = both(search, items, k)
         result["large"][f"MAP@R of {items:,}"] = both(map_at_r, items)
-        write_text(RESULTS / "retrieval.json", json.dumps(result, indent=1) + "\n")
-        write_text(RESULTS / "retrieval.md", markdown(result))
-        print(markdown(result), flush=True)
+        write(RESULTS, "retrieval", result, markdown(result))
 
 
 if __name__ == "__main__":

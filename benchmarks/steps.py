@@ -17,21 +17,17 @@ results/steps.json and .md.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import platform
-import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ops import CPU, cropped_authors, processor
+from ops import cropped_authors
+from report import RESULTS, one_thread, two_ways, write
+from timing import in_fresh_process, timed_with_result
 from torch import Tensor
 from torch.nn import functional as F
 
-from fgvczoo.files import write_text
 from fgvczoo.models.protopnet.network import Head as ProtoPNetHead
 from fgvczoo.models.st_protopnet.losses import LossWeights, branch_loss, branch_terms, closeness
 from fgvczoo.models.st_protopnet.network import Branch
@@ -39,7 +35,6 @@ from fgvczoo.nn.last_layer import objective, solve_last_layer
 from fgvczoo.nn.prototypes import Projector, own_class
 from fgvczoo.zoo.build import build_model
 
-RESULTS = Path(__file__).parent / "results"
 RUNS = 5
 Step = Callable[[], Any]
 
@@ -241,23 +236,16 @@ def measure(step_name: str, way: str, argument: Any) -> dict[str, Any]:
         ("last layer", "ours"): lambda: last_layer_ours(argument),
     }
     step = makers[step_name, way]()
-    device = CPU()
-    F.cross_entropy(torch.zeros(1, 2, requires_grad=True), torch.zeros(1, dtype=torch.int64)).backward()
-    device.reset_memory()
-    result = step()
-    times = [device.seconds(step) for _ in range(RUNS)]
-    return {"result": result, "seconds": statistics.median(times), "best": min(times), "memory": device.extra_memory()}
+    return timed_with_result(step, RUNS)
 
 
 def main() -> None:
-    fresh = multiprocessing.get_context("spawn")
     rows: dict[str, dict[str, Any]] = {}
     for name in ("closeness", "training step", "projection", "last layer"):
         rows[name] = {}
         argument = None
         for way in ("authors", "ours"):
-            with fresh.Pool(1) as worker:
-                rows[name][way] = worker.apply(measure, (name, way, argument))
+            rows[name][way] = in_fresh_process(measure, name, way, argument)
             argument = rows[name][way]["result"]
         authors, ours = (rows[name][way].pop("result") for way in ("authors", "ours"))
         if name == "projection":
@@ -269,25 +257,13 @@ def main() -> None:
     lines = [
         "# Steps of part-prototype training",
         "",
-        (
-            f"{processor()}, 1 thread; torch {torch.__version__}, Python {platform.python_version()}; median (best) of "
-            f"{RUNS} runs. `python benchmarks/steps.py` writes this file."
-        ),
+        f"{one_thread()}; median (best) of {RUNS} runs. `python benchmarks/steps.py` writes this file.",
         "",
         "| step | authors' formulation, ms | here, ms | ratio | extra memory, MiB | ratio |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, row in rows.items():
-        theirs, ours = row["authors"], row["ours"]
-        times = [f"{1e3 * r['seconds']:.1f} ({1e3 * r['best']:.1f})" for r in (theirs, ours)]
-        memory = [r["memory"] / 2**20 for r in (theirs, ours)]
-        lines.append(
-            f"| {name} | {times[0]} | {times[1]} | {theirs['seconds'] / ours['seconds']:.1f} | "
-            f"{memory[0]:.0f} / {memory[1]:.0f} | {memory[0] / max(memory[1], 1):.1f} |"
-        )
-    write_text(RESULTS / "steps.md", "\n".join(lines) + "\n")
-    write_text(RESULTS / "steps.json", json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
-    print("\n".join(lines))
+    lines += [two_ways(name, row["authors"], row["ours"], (1, 0)) for name, row in rows.items()]
+    write(RESULTS, "steps", {"torch": torch.__version__, "rows": rows}, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

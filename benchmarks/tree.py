@@ -15,25 +15,19 @@ of 7 runs, growth of the resident set. Writes results/tree.json and .md.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import platform
-import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from ops import CPU, processor
+from report import RESULTS, one_thread, two_ways, write
+from timing import RUNS, in_fresh_process, timed_with_result
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fgvczoo.files import write_text
 from fgvczoo.models.prototree.network import TreeHead, log_absent
 from fgvczoo.models.prototree.tree import Tree
 
-RESULTS = Path(__file__).parent / "results"
-RUNS, IMAGES = 7, 64
+IMAGES = 64
 Step = Callable[[], Any]
 # Height, channels, classes of each row.
 SIZES = {
@@ -180,46 +174,30 @@ def measure(name: str, way: str) -> dict[str, Any]:
     """For a fresh process."""
     torch.set_num_threads(1)
     step = {"recursion": step_recursive, "ours": step_ours}[way](name)
-    device = CPU()
-    F.cross_entropy(torch.zeros(1, 2, requires_grad=True), torch.zeros(1, dtype=torch.int64)).backward()
-    device.reset_memory()
-    result = step()
-    times = [device.seconds(step) for _ in range(RUNS)]
-    return {"result": result, "seconds": statistics.median(times), "best": min(times), "memory": device.extra_memory()}
+    return timed_with_result(step)
 
 
 def main() -> None:
-    fresh = multiprocessing.get_context("spawn")
     rows: dict[str, dict[str, Any]] = {}
     for name in SIZES:
         rows[name] = {}
         for way in ("recursion", "ours"):
-            with fresh.Pool(1) as worker:
-                rows[name][way] = worker.apply(measure, (name, way))
+            rows[name][way] = in_fresh_process(measure, name, way)
         theirs, ours = (torch.tensor(rows[name][way].pop("result")) for way in ("recursion", "ours"))
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     lines = [
         "# ProtoTree's tree",
         "",
         (
-            f"{processor()}, 1 thread; torch {torch.__version__}, Python {platform.python_version()}; {IMAGES} images; "
-            f"median (best) of {RUNS} runs. `python benchmarks/tree.py` writes this file."
+            f"{one_thread()}; {IMAGES} images; median (best) of {RUNS} runs. `python benchmarks/tree.py` writes this "
+            "file."
         ),
         "",
         "| part | node by node, ms | here, ms | ratio | extra memory, MiB | ratio |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, row in rows.items():
-        theirs, ours = row["recursion"], row["ours"]
-        times = [f"{1e3 * r['seconds']:.2f} ({1e3 * r['best']:.2f})" for r in (theirs, ours)]
-        memory = [r["memory"] / 2**20 for r in (theirs, ours)]
-        lines.append(
-            f"| {name} | {times[0]} | {times[1]} | {theirs['seconds'] / ours['seconds']:.1f} | "
-            f"{memory[0]:.1f} / {memory[1]:.1f} | {memory[0] / max(memory[1], 1):.1f} |"
-        )
-    write_text(RESULTS / "tree.md", "\n".join(lines) + "\n")
-    write_text(RESULTS / "tree.json", json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
-    print("\n".join(lines))
+    lines += [two_ways(name, row["recursion"], row["ours"], (2, 1)) for name, row in rows.items()]
+    write(RESULTS, "tree", {"torch": torch.__version__, "rows": rows}, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

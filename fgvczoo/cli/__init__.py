@@ -94,6 +94,7 @@ def _quiet() -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         warnings.filterwarnings("ignore", module=r"torchmetrics\..*")
+        warnings.filterwarnings("default", category=FgvczooWarning)  # also where Lightning's frames are the nearest
 
 
 def explain_error(error: BaseException) -> tuple[str, int]:

@@ -1,7 +1,8 @@
-"""A run's folder and what is kept in it: config.yaml, metrics.csv, checkpoints/last.ckpt, weights/."""
+"""A run's folder and what is kept in it: config.yaml, metrics.csv, data.json, checkpoints/last.ckpt, weights/."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.callbacks import Checkpoint
 
+from fgvczoo.data.base import FGVCDataModule
 from fgvczoo.errors import FgvczooError
 from fgvczoo.files import write_text
 from fgvczoo.zoo.load import read_run_checkpoint
@@ -46,6 +49,16 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def data(self) -> Path:
+        """What of the data set the run had, see `RunData`."""
+        return self.path / "data.json"
+
+    @property
+    def images(self) -> Path:
+        """The list of images, where some of the official ones are missing."""
+        return self.path / "images.txt"
+
+    @property
     def last(self) -> Path:
         """The checkpoint that a resumed run starts from."""
         return self.path / "checkpoints" / "last.ckpt"
@@ -75,7 +88,7 @@ class RunFolder:
         """Removes what a run left that failed before its first checkpoint, so that its command can be repeated."""
         if self.last.exists():
             return
-        for file in (self._config, self.path / "metrics.csv"):
+        for file in (self._config, self.path / "metrics.csv", self.data, self.images):
             file.unlink(missing_ok=True)
         for folder in (self.last.parent, self.path):
             if folder.is_dir() and not any(folder.iterdir()):
@@ -175,6 +188,93 @@ class RunCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             os.replace(part, self.run.last)
         self._saved = time.monotonic()
+
+
+class RunData(L.Callback):
+    """Keeps data.json: images by split, and the unreadable ones that were skipped (`on_corrupt`), over all processes.
+
+    Where images that the official lists name are not there, and every copy is another subset, it says how many, and
+    images.txt names those that are. A run does not go on with others than it began with.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.before: dict[str, str] = {}  # skipped by earlier parts of the run
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data: FGVCDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if self.run.data.is_file():
+            kept = read_data(self.run.data)
+            self.before = kept["skipped"]["pictures"]
+            if data.reader.missing and kept.get("fingerprint", data.reader.fingerprint) != data.reader.fingerprint:
+                raise FgvczooError(
+                    f"{self.run.path} was started with other images of {data.dataset_name} than are there now; "
+                    f"{self.run.images.name} lists them; put them back, or give another name with --run NAME"
+                )
+        if trainer.is_global_zero and data.reader.missing:
+            print(subset(data))
+            write_text(self.run.images, "".join(f"{name}\n" for name in data.reader.image_ids.tolist()))
+        self._write(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._write(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        data: FGVCDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        skipped = self.before | _of_all_processes(data.skipped)
+        if trainer.is_global_zero:
+            write_data(self.run.data, data, skipped)
+
+
+def write_data(file: Path, data: FGVCDataModule, skipped: dict[str, str]) -> None:
+    """data.json of a run. skipped: path -> reason."""
+    found = {
+        "dataset": data.dataset_name,
+        "splits": {name: len(rows) for name, rows in data.splits.items()},
+        **of_subset(data),
+        "skipped": {"count": len(skipped), "pictures": dict(sorted(skipped.items()))},
+    }
+    write_text(file, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_data(file: Path) -> dict[str, Any]:
+    """What `write_data` wrote."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found["skipped"]["pictures"], dict):
+            raise ValueError("no list of skipped pictures")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FgvczooError(f"{file}: not what a run writes ({error}); delete it, and the run goes on without") from None
+    return found
+
+
+def of_subset(data: FGVCDataModule) -> dict[str, Any]:
+    """How many images the official lists name, how many of them are missing, and the fingerprint of the others; empty
+    where none is missing."""
+    reader = data.reader
+    if not reader.missing:
+        return {}
+    return {"listed": len(reader) + reader.missing, "missing": reader.missing, "fingerprint": reader.fingerprint}
+
+
+def subset(data: FGVCDataModule) -> str:
+    """`of_subset` as a line."""
+    reader = data.reader
+    return (
+        f"{data.dataset_name}: {len(reader):,} of {len(reader) + reader.missing:,} listed images are there; results "
+        f"compare with those of the fingerprint {reader.fingerprint}"
+    )
+
+
+def _of_all_processes(skipped: dict[str, str]) -> dict[str, str]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return dict(skipped)
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, skipped)
+    return {path: reason for own in every for path, reason in own.items()}
 
 
 class RunInterrupted(FgvczooError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger
 
 from fgvczoo.checkpoints import read_safetensors
-from fgvczoo.cli.run import RunCheckpoint, RunFolder
+from fgvczoo.cli.run import RunCheckpoint, RunData, RunFolder, of_subset, read_data, subset, write_data
 from fgvczoo.data.base import FGVCDataModule
-from fgvczoo.errors import FgvczooError, did_you_mean
+from fgvczoo.errors import FgvczooError, FgvczooWarning, did_you_mean
 from fgvczoo.explain.pictures import prototype_pictures
 from fgvczoo.files import write_text
 from fgvczoo.tasks.base import StagedModule
@@ -169,7 +170,7 @@ class ZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         training = self.subcommand == "fit"
-        callbacks: list[L.Callback] = [RunCheckpoint(self.run)] if training else []
+        callbacks: list[L.Callback] = [RunCheckpoint(self.run), RunData(self.run)] if training else []
         if self.config[self.subcommand].trainer.get("enable_progress_bar") is not False:
             callbacks.append(RichProgressBar())
         self.trainer_defaults["callbacks"] = callbacks
@@ -221,6 +222,11 @@ class ZooCLI(LightningCLI):
             "finished": finished,
             "torch": torch.__version__,
         }
+        told = read_data(self.run.data)
+        if skipped := told["skipped"]["count"]:
+            provenance["skipped"] = skipped
+            print(f"skipped unreadable pictures: {skipped}, by name in {self.run.data}")
+        provenance |= of_subset(datamodule)
         sources: Any = getattr(model, "sources", None)
         if datamodule.licence_allows_pictures and sources:
             model.prototype_pictures = prototype_pictures(sources, datamodule)
@@ -247,10 +253,25 @@ class ZooCLI(LightningCLI):
     def test(self, model: StagedModule, datamodule: FGVCDataModule, **_: Any) -> None:
         """Evaluates on the official test split; a run's own checkpoint leaves test.json in its folder."""
         self._fill(model)
+        if datamodule.reader.missing and self.trainer.is_global_zero:
+            print(subset(datamodule))
         (metrics,) = self.trainer.test(model, datamodule=datamodule, ckpt_path=self.resume, weights_only=True)
         if self.resume is not None and self.run.path.is_dir() and self.trainer.is_global_zero:
             write_text(self.run.path / "test.json", json.dumps(metrics, indent=1) + "\n")
             self._record(model, metrics)
+            self._record_data(datamodule)
+
+    def _record_data(self, datamodule: FGVCDataModule) -> None:
+        """What the test had to skip joins data.json; a warning where it had other images than the training."""
+        if not self.run.data.is_file():
+            return
+        told, now = read_data(self.run.data), of_subset(datamodule)
+        if told.get("fingerprint") != now.get("fingerprint"):
+            was, here = told.get("fingerprint", "of the whole set"), now.get("fingerprint", "of the whole set")
+            text = f"{self.run.path} was trained with another list of images ({was}) than it is tested with ({here})"
+            warnings.warn(text, FgvczooWarning, stacklevel=2)
+        elif datamodule.skipped:
+            write_data(self.run.data, datamodule, told["skipped"]["pictures"] | datamodule.skipped)
 
     def _record(self, model: StagedModule, metrics: Mapping[str, float]) -> None:
         """Where the run's weights are those that were tested, their card says the result."""

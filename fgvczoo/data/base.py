@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 import warnings
@@ -53,12 +54,18 @@ class Reader(ABC):
     splits: dict[str, np.ndarray]  # name -> rows, ascending; the official ones where there are such; "train" among them
     keys: tuple[str, ...]  # annotations that it can give
     cropped = False  # the box of each picture is used as the picture
+    missing = 0  # images that the lists name and that are not there, where every copy is another subset
     decoded: Decoded | None = None  # where pictures lie decoded; a data module sets it
 
     @cached_property
     def all_class_names(self) -> list[str]:
         """Of all labels: more than `class_names` where some classes are there for testing only."""
         return self.class_names
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the list of images: results of two copies compare where it is the same."""
+        return hashlib.blake2b("\n".join(map(str, self.image_ids.tolist())).encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -577,16 +584,23 @@ class Loader:
         try:
             with _one_opencv_thread():  # while workers are started
                 batches = iter(self.inner)
-            for batch, unreadable in batches:
+            for number, (batch, unreadable) in enumerate(batches, 1):
                 lost |= unreadable
                 self.skipped |= unreadable
+                if number == len(self):  # Lightning does not ask whether there is one more
+                    _warn_of(lost)
+                    lost = {}
                 if batch is not None:
                     yield _normalized(batch, self.dataset.transform.preprocess)
         finally:
-            if lost:
-                names = ", ".join(list(lost)[:5]) + (", ..." if len(lost) > 5 else "")
-                what = "1 unreadable picture was" if len(lost) == 1 else f"{len(lost)} unreadable pictures were"
-                warnings.warn(f"{what} skipped: {names}", FgvczooWarning, stacklevel=2)
+            _warn_of(lost)
+
+
+def _warn_of(lost: dict[str, str]) -> None:
+    if lost:
+        names = ", ".join(list(lost)[:5]) + (", ..." if len(lost) > 5 else "")
+        what = "1 unreadable picture was" if len(lost) == 1 else f"{len(lost)} unreadable pictures were"
+        warnings.warn(f"{what} skipped: {names}", FgvczooWarning, stacklevel=3)
 
 
 def _collate(data: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:

@@ -38,7 +38,7 @@ _WHOLE_NUMBER = r"^-?(0|[1-9]\d*)$"
 # Paths that do not lie below the root, or are not written with "/" and in one line.
 _OUTSIDE = r"^/|^[A-Za-z]:|(^|/)\.\.(/|$)|\\|[[:cntrl:]\x{80}-\x{9f}\x{2028}\x{2029}]"
 _UNTIDY = r"(^|/)\./|//"
-_DATE = r"^\d{4}-(?P<month>0[1-9]|1[0-2])(?:-(?:0[1-9]|[12]\d|3[01])(?:[T ].*)?)?$"
+_DATE = r"^\d{4}-(?P<month>0[1-9]|1[0-2])(?:-(?P<day>0[1-9]|[12]\d|3[01])(?:[T ].*)?)?$"
 _TOGETHER = {  # columns that are of use only with others
     **dict.fromkeys(_CORNERS, _CORNERS),
     "latitude": ("longitude",),
@@ -290,7 +290,8 @@ class Columns:
     def _metadata(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """name -> (N, k) float32, zero where unknown, and name -> (N,) bool, whether it is known.
 
-        Place: latitude, longitude in degrees. Date: month 1..12 and, where there is a column, hour 0..23.
+        Place: latitude, longitude in degrees. Date: month 1..12; hour 0..23, which must be known where there is a
+        column; day 1..31. Hour and day are NaN where they alone are not known.
         """
         names = self.table.column_names
         tables: dict[str, np.ndarray] = {}
@@ -299,29 +300,34 @@ class Columns:
             self._refuse((np.abs(place) > (90, 180)).any(axis=1), "latitude, longitude outside -90..90, -180..180")
             tables["place"] = place
         if "date" in names:
-            columns = [self._months()]
+            month, day = self._days()
+            hour = np.full_like(month, np.nan)
             if "hour" in names:
-                hour = self._numbers("hour")
+                hour = np.floor(self._numbers("hour"))
                 self._refuse((hour < 0) | (hour >= 24), "hour outside 0..23")
-                columns.append(np.floor(hour))
-            tables["date"] = np.stack(columns, axis=1)
+            tables["date"] = np.stack([month, hour, day], axis=1)
         for name in names:
             if name.startswith(METADATA):
                 tables[name.removeprefix(METADATA)] = self._vectors(name)
-        valid = {name: np.isfinite(table).all(axis=1) for name, table in tables.items()}
+        needed = {"date": 1 + ("hour" in names)}
+        valid = {name: np.isfinite(table[:, : needed.get(name)]).all(axis=1) for name, table in tables.items()}
         values = {name: np.where(valid[name][:, None], table, 0).astype(np.float32) for name, table in tables.items()}
         return values, valid
 
-    def _months(self) -> np.ndarray:
-        """Of dates, or of text as 2021-05-03 or 2021-05-03T14:30: (N,) 1..12, NaN where unknown."""
+    def _days(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of dates, or of text as 2021-05, 2021-05-03 or 2021-05-03T14:30: (N,) months 1..12 and (N,) days 1..31, NaN
+        where unknown."""
         column = _plain(self.table["date"])
         if pa.types.is_temporal(column.type):
-            return pc.month(column).cast(pa.float64()).to_numpy()
+            month, day = (part(column).cast(pa.float64()).to_numpy() for part in (pc.month, pc.day))
+            return month, day
         text = self._cast(column, pa.large_string(), "date", "a date as 2021-05-03")
         text = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
-        month = pc.struct_field(pc.extract_regex(text, pattern=_DATE), "month")
+        found = pc.extract_regex(text, pattern=_DATE)
+        month, day = (pc.struct_field(found, name) for name in ("month", "day"))
         self._refuse(pc.and_(pc.is_valid(text), pc.is_null(month)), "date is not written as 2021-05-03")
-        return month.cast(pa.float64()).to_numpy()
+        day = pc.if_else(pc.equal(day, ""), pa.scalar(None, day.type), day)
+        return month.cast(pa.float64()).to_numpy(), day.cast(pa.float64()).to_numpy()
 
     def _vectors(self, name: str) -> np.ndarray:
         """A column of numbers, or of lists of equal length: (N, k) float64, NaN where a cell is empty."""

@@ -213,23 +213,22 @@ class CUB(Official):
         )
 
     def _read_metadata(self) -> Together:
-        """Place: latitude, longitude in degrees. Date: month 1..12, hour 0..23."""
+        """Place: latitude, longitude in degrees. Date: month 1..12, hour 0..23, day 1..31."""
         file = self._place("metadata.csv")
         assert file is not None  # it is in `keys` only then
         columns = ("latitude", "longitude", "date", "hour")
         lines = list(csv.DictReader(read_text(file).splitlines()))
-        values = np.full((len(lines), 5), np.nan)
+        values = np.full((len(lines), 6), np.nan)
         for row, line in zip(values, lines):
             try:
                 latitude, longitude, date, hour = (line[name] for name in columns)
-                month = date.split("-")[1] if date else ""
-                row[:] = [
-                    float(cell) if cell else np.nan for cell in (line["image_id"], latitude, longitude, month, hour)
-                ]
+                _, month, day = date.split("-") if date else ("", "", "")
+                cells = (line["image_id"], latitude, longitude, month, hour, day)
+                row[:] = [float(cell) if cell else np.nan for cell in cells]
             except (KeyError, TypeError, ValueError, IndexError):
                 raise FgvczooError(f"{file}: {line} is not image_id, {', '.join(columns)}") from None
         values = self._by_image(file, values)
-        return known({"place": values[:, :2], "date": values[:, 2:]})
+        return known({"place": values[:, :2], "date": values[:, 2:]}, {"date": 2})
 
     def _file(self, name: str) -> Path:
         path = self.folder / name

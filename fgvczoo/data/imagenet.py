@@ -1,6 +1,7 @@
 """ImageNet-1k (Russakovsky et al. 2015) with the boxes of its localisation task, in the layouts that are about.
 
-Boxes are x0, y0, x1, y1: the corners as the annotations have them, several an image.
+The folders are listed once into the cache, see `Official.take_cached`. Boxes are x0, y0, x1, y1: the corners as the
+annotations have them, several an image.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _GET = (
     "expected train/WNID/ and val/ (with WNID/ in it; or flat, beside LOC_val_solution.csv or the devkit), in the "
     "folder or in its ILSVRC/Data/CLS-LOC/; image-net.org gives the archives to who registers"
 )
+_FORMAT = 1  # of the cached file
 _CLASSES, _TRAIN, _TEST = 1_000, 1_281_167, 50_000  # of the real set
 _ENDINGS = (".jpeg", ".jpg", ".png")
 _SOLUTION, _NAMES = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
@@ -60,7 +62,7 @@ class ImageNet(Official):
 
     def __init__(self, root: str | Path | None, *, first: int | None = None) -> None:
         inner = (".", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
-        self.folder = find_folder(root, inner, ("train",), archives=self.archives, get=_GET)
+        self.folder = self.pictures = find_folder(root, inner, ("train",), archives=self.archives, get=_GET)
         assert root is not None  # or it had not been found
         self.root = Path(root)
         every = sorted(entry.name for entry in os.scandir(self.folder / "train") if entry.is_dir())
@@ -69,9 +71,27 @@ class ImageNet(Official):
         self.wordnet_ids = every[:first]
         if len(self.wordnet_ids) < 2:
             raise FgvczooError(f"{self.folder / 'train'}: {len(self.wordnet_ids)} class folders; {_GET}")
+        self.take_cached(_FORMAT, self._sources(), lambda: self._make(set(every)))
+        self.class_names = self._class_names()
+
+    def _sources(self) -> list[Path]:
+        """The folders that are listed, and what gives the classes of a flat one."""
+        if not (self.folder / "val").is_dir():
+            raise FgvczooError(f"{self.folder}: no val/; {_GET}")
+        val = {entry.name for entry in os.scandir(self.folder / "val") if not entry.name.lower().endswith(_ENDINGS)}
+        places = [self.root / inner for inner in _DEVKIT]
+        files = [self.root / _SOLUTION, *(place / name for place in places for name in (_TRUTH, "meta.mat"))]
+        return [
+            self.folder / "train",
+            *(self.folder / "train" / wnid for wnid in self.wordnet_ids),
+            self.folder / "val",
+            *(self.folder / "val" / wnid for wnid in self.wordnet_ids if wnid in val),
+            *(file for file in files if file.is_file()),
+        ]
+
+    def _make(self, every: set[str]) -> None:
         labels_of = {wnid: label for label, wnid in enumerate(self.wordnet_ids)}
-        self._solution = self._read_solution()
-        train, test = self._of_folders("train"), self._validation(labels_of, set(every))
+        train, test = self._of_folders("train"), self._validation(labels_of, every)
         for split, listed in (("train", train), ("val", test)):
             if not listed:
                 raise FgvczooError(f"{self.folder / split}: no image; {_GET}")
@@ -81,14 +101,11 @@ class ImageNet(Official):
                 f"{self.folder}: {found[0]:,} images for training and {found[1]:,} for validation; expected {_TRAIN:,} "
                 f"and {_TEST:,}; unpack the archives again"
             )
-        self.image_ids = np.array([path for path, _ in train + test], TEXT)
+        self._files = np.array([path for path, _ in train + test], TEXT)
         self.labels = np.array([labels_of[wnid] for _, wnid in train + test], np.int64)
-        self.class_names = self._class_names()
+        self.class_names = self.wordnet_ids
         rows = np.arange(len(self.labels))
         self.splits = {"train": rows[: len(train)], "test": rows[len(train) :]}
-
-    def picture(self, index: int) -> Path:
-        return self.folder / str(self.image_ids[index])
 
     def _read_boxes(self) -> _Boxes:
         if not self._solution and self._xml is None:
@@ -105,7 +122,7 @@ class ImageNet(Official):
 
     def boxes(self, index: int) -> np.ndarray:
         """(n, 4) float64; none of a training image."""
-        stem = Path(str(self.image_ids[index])).stem
+        stem = Path(str(self._files[index])).stem
         if stem in self._solution:
             return np.array(self._solution[stem][1], np.float64).reshape(-1, 4)
         if self._xml is None or not (file := self._xml / f"{stem}.xml").is_file():
@@ -126,8 +143,6 @@ class ImageNet(Official):
         return listed
 
     def _validation(self, labels_of: dict[str, int], known: set[str]) -> list[tuple[str, str]]:
-        if not (self.folder / "val").is_dir():
-            raise FgvczooError(f"{self.folder}: no val/; {_GET}")
         flat = sorted(entry.name for entry in os.scandir(self.folder / "val") if entry.name.lower().endswith(_ENDINGS))
         if not flat:
             return self._of_folders("val")
@@ -161,7 +176,8 @@ class ImageNet(Official):
             raise FgvczooError(f"{file}: class {unknown[0]!r} is not in {meta.name}")
         return {f"ILSVRC2012_val_{place:08d}": of_number[number] for place, number in enumerate(truth, 1)}, file
 
-    def _read_solution(self) -> dict[str, tuple[str, list[float]]]:
+    @cached_property
+    def _solution(self) -> dict[str, tuple[str, list[float]]]:
         """Name -> WordNet id and corners, of `LOC_val_solution.csv`; empty without it."""
         file = self.root / _SOLUTION
         if not file.is_file():

@@ -27,7 +27,7 @@ class CrossViewBirds(INaturalist):
         third column, where there is one, is the cluster of the place, in `row`.
     supercategory: see `INaturalist`.
 
-    `metadata` has place, date and, for BirdSAT, day (of the month).
+    `metadata` has place and date: month, hour and day, of which BirdSAT reads month and day.
     """
 
     name = "cross-view-birds"
@@ -79,21 +79,6 @@ class CrossViewBirds(INaturalist):
     def _read_satellite(self) -> Pictures:
         return Pictures(self.folder, self._tiles)
 
-    def _read_metadata(self) -> Any:
-        return _WithDay(super()._read_metadata(), self._of_rows(self._arrays["day"]))
-
-
-class _WithDay:
-    def __init__(self, table: Any, days: np.ndarray) -> None:
-        self.table, self.days = table, days
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        notes = self.table[index]
-        day = self.days[index]
-        notes["metadata"]["day"] = np.array([0 if np.isnan(day) else day], np.float32)
-        notes["metadata_valid"]["day"] = np.bool_(not np.isnan(day))
-        return notes
-
 
 def _read(file: Path, count: int) -> tuple[np.ndarray, list[int | None]]:
     """Places in the list of images, below `count`, and clusters."""
@@ -118,7 +103,7 @@ class CrossViewBirdsDataModule(FGVCDataModule):
     """Cross-View iNAT-2021 birds. Its pictures are never downloaded here: `root` says where they are.
 
     root, train_list, test_list, supercategory: see `CrossViewBirds`. options: see `FGVCDataModule`. Keys: satellite;
-    metadata: place, date and day, with metadata_valid; label_levels.
+    metadata: place and date (month, hour, day), with metadata_valid; label_levels.
     """
 
     reader_class = CrossViewBirds

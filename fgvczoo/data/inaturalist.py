@@ -67,7 +67,7 @@ class INaturalist(Official):
         `Inaturalist_test_set1.txt`, in the root or its `Inat_dataset_splits/`, whose classes are disjoint.
 
     Labels are the places of the categories in the list, whatever the order of folders. Place is latitude and longitude
-    in degrees; date is month 1..12 and hour 0..23, but month alone in 2017, whose dates have no hour. 0.0 is a value.
+    in degrees; date is month 1..12, hour 0..23 (NaN in 2017, whose dates have no hour) and day 1..31. 0.0 is a value.
 
     Attributes beside those of `Reader`:
         image_ids: (N,) int64, the set's own.
@@ -257,9 +257,14 @@ class _Sightings(NamedTuple):
     def __getitem__(self, index: Any) -> Any:
         place = index if self.rows is None else self.rows[index]
         values, valid = {}, {}
-        for name, columns in (("place", ("latitude", "longitude")), ("date", ("month", "hour")[: 1 + self.has_hours])):
+        for name, columns, needed in (
+            ("place", ("latitude", "longitude"), 2),
+            ("date", ("month", "hour", "day"), 1 + self.has_hours),
+        ):
             value = np.array([self.arrays[column][place] for column in columns], np.float32)
-            valid[name] = np.bool_(np.isfinite(value).all())
+            if name == "date" and not self.has_hours:
+                value[1] = np.nan
+            valid[name] = np.bool_(np.isfinite(value[:needed]).all())
             values[name] = value if valid[name] else np.zeros_like(value)
         return {"metadata": values, "metadata_valid": valid}
 
@@ -268,7 +273,7 @@ class INaturalistDataModule(FGVCDataModule):
     """iNaturalist 2017, 2018 or 2021. Its pictures are never downloaded here: `root` says where they are.
 
     root, version, mini, supercategory, locations, protocol: see `INaturalist`. options: see `FGVCDataModule`. Keys:
-    metadata: place (latitude, longitude in degrees) and date (month 1..12, hour 0..23; in 2017 month alone), with
+    metadata: place (latitude, longitude in degrees) and date (month 1..12, hour 0..23 but NaN in 2017, day 1..31), with
     metadata_valid; label_levels.
     """
 

@@ -5,7 +5,6 @@ Many of its pictures are gone: every copy is another subset. Rows are the images
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,8 +32,7 @@ class NUSWide(Official):
     A picture has several concepts, which are the batch's `labels`; `label` is the first of them.
 
     Attributes beside those of `Reader`:
-        missing: number of listed images that are not there.
-        fingerprint: of the list of files that are there: results of two copies compare where it is the same.
+        missing: number of listed images with a concept that are not there. A run keeps the list of those that are.
     """
 
     name = "nus-wide"
@@ -63,13 +61,12 @@ class NUSWide(Official):
             # The most frequent ones of all listed images, in the order of the concepts.
             kept = np.sort(np.argsort(-table.sum(axis=0), kind="stable")[:_FREQUENT])
             table, concepts = table[:, kept], [concepts[place] for place in kept]
-        present = self._present(paths)
-        self.missing = len(paths) - int(present.sum())
-        used = present & table.any(axis=1)
+        listed, present = table.any(axis=1), self._present(paths)
+        self.missing = int((listed & ~present).sum())
+        used = listed & present
         if not used.any():
             raise FgvczooError(f"{self.pictures}: none of {len(paths)} listed images is there; {_GET}")
         self.image_ids = self._files = np.array(paths, TEXT)[used]
-        self.fingerprint = hashlib.blake2b("\n".join(self._files.tolist()).encode(), digest_size=8).hexdigest()
         self.multi = table[used]
         self.class_names, self.labels = concepts, self.multi.argmax(axis=1).astype(np.int64)
         self.splits = self._official() if protocol == "standard" else self._hashing(queries, training)

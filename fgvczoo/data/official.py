@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import pyarrow as pa
 
 from fgvczoo.data.base import TEXT, Reader, check_class_names
+from fgvczoo.data.cached import cached_table
 from fgvczoo.errors import FgvczooError
 from fgvczoo.preprocess import read_image, read_mask
 
@@ -102,6 +106,38 @@ class Official(Reader):
             self.class_names, self.splits = by_protocol(protocol, class_names, self.labels, is_train)
             self.all_class_names = class_names
 
+    def take_cached(self, version: int, sources: Sequence[Path], make: Callable[[], None]) -> None:
+        """Enters what `make` enters (`_files`, labels, class names, splits, each row in one of them), which is kept in
+        the cache and mapped by all processes; `make` runs and checks the files only where one of `sources` has changed.
+
+        sources: the lists. A folder whose content was listed instead counts as changed when a file in it was added,
+        removed or renamed, by the time of its last change; it must be named itself, one above or below does not count.
+        version: of what `make` gives.
+        """
+
+        def table() -> pa.Table:
+            make()
+            split_of = np.empty(len(self.labels), np.int8)
+            for number, rows in enumerate(self.splits.values()):
+                split_of[rows] = number
+            columns = {"file_name": pa.array(self._files.tolist(), pa.large_string()), "label": self.labels}
+            told = {"class_names": json.dumps(self.class_names), "splits": json.dumps(list(self.splits))}
+            return pa.table({**columns, "split": split_of}).replace_schema_metadata(told)
+
+        found = cached_table(self.name, version, sources, table)
+        told = found.schema.metadata
+        self._files = found.column("file_name").chunk(0)
+        self.labels, split_of = (found.column(name).chunk(0).to_numpy() for name in ("label", "split"))
+        self.class_names = json.loads(told[b"class_names"])
+        self.splits = {name: np.flatnonzero(split_of == k) for k, name in enumerate(json.loads(told[b"splits"]))}
+        self.__dict__.pop("image_ids", None)
+
+    @cached_property
+    def image_ids(self) -> np.ndarray:  # type: ignore[override]
+        """(N,) the paths of the lists: of mapped ones only where they are asked for, loading is not."""
+        files = self._files
+        return files if isinstance(files, np.ndarray) else files.to_numpy(zero_copy_only=False).astype(TEXT)
+
     def picture(self, index: int) -> Path | bytes:
         return self.pictures / str(self._files[index])
 
@@ -142,9 +178,13 @@ class Together:
         }
 
 
-def known(values: dict[str, np.ndarray]) -> Together:
-    """The table of `metadata` and `metadata_valid`, of name -> (N, k) with NaN where unknown; there it becomes zero."""
-    valid = {name: np.isfinite(table).all(axis=1) for name, table in values.items()}
+def known(values: dict[str, np.ndarray], needed: dict[str, int] | None = None) -> Together:
+    """The table of `metadata` and `metadata_valid`, of name -> (N, k) with NaN where unknown; there it becomes zero.
+
+    needed: of a name, how many columns must be known; the others stay NaN where they alone are not.
+    """
+    first = needed or {}
+    valid = {name: np.isfinite(table[:, : first.get(name)]).all(axis=1) for name, table in values.items()}
     zeroed = {name: np.where(valid[name][:, None], table, 0).astype(np.float32) for name, table in values.items()}
     return Together({"metadata": zeroed, "metadata_valid": valid})
 

@@ -1,4 +1,7 @@
-"""Places365-Standard (Zhou et al. 2018) in its official layout: scenes."""
+"""Places365-Standard (Zhou et al. 2018) in its official layout: scenes.
+
+The lists are read once into the cache, see `Official.take_cached`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ _GET = (
     "get filelist_places365-standard.tar and the archives of pictures (256 x 256, or large), unpack them in one "
     "folder, and give that"
 )
+_FORMAT = 1  # of the cached file
 _CLASSES, _COUNTS = 365, {"train": 1_803_460, "test": 36_500}  # of the real set
 _FOLDERS = {
     "small": (("data_256_standard", "data_256"), "val_256"),
@@ -50,22 +54,25 @@ class Places365(Official):
         self.folder = find_folder(root, inner, names, archives=self.archives, get=_GET)
         assert root is not None  # or it had not been found
         self.pictures = Path(root)
-        file = self.folder / names[0]
+        trains, val = _FOLDERS[size]
+        train = next((name for name in trains if (self.pictures / name).is_dir()), trains[0])
+        for folder in (train, val):
+            if not (self.pictures / folder).is_dir():
+                raise FgvczooError(f"{self.pictures / folder}: no such folder; {_GET}")
+        lists = [self.folder / name for name in (*names, "places365_train_standard.txt", "places365_val.txt")]
+        # The folders stand for the size that is asked for, and for copies that share their lists.
+        sources = [*lists, self.pictures / train, self.pictures / val]
+        self.take_cached(_FORMAT, sources, lambda: self._make(lists, train, val))
+
+    def _make(self, lists: list[Path], train: str, val: str) -> None:
+        file, train_list, val_list = lists
         listed = read_lines(file, 2, "a class and its number")
         numbers = to_labels(file, [number for _, number in listed], 0, len(listed))
         if len(set(numbers.tolist())) < len(listed):
             raise FgvczooError(f"{file}: a number occurs twice")
         classes = [listed[row][0] for row in np.argsort(numbers)]
-        trains, val = _FOLDERS[size]
-        train = next((name for name in trains if (self.pictures / name).is_dir()), trains[0])
         parts = []
-        for split, name, folder in (
-            ("train", "places365_train_standard.txt", train),
-            ("test", "places365_val.txt", val),
-        ):
-            if not (self.pictures / folder).is_dir():
-                raise FgvczooError(f"{self.pictures / folder}: no such folder; {_GET}")
-            file = self.folder / name
+        for split, file, folder in (("train", train_list, train), ("test", val_list, val)):
             lines = read_lines(file, 2, "a path and a class")
             labels = to_labels(file, [number for _, number in lines], 0, len(classes))
             parts.append(Part(file, split, [f"{folder}/{path.removeprefix('/')}" for path, _ in lines], labels))

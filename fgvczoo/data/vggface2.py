@@ -1,8 +1,12 @@
-"""VGGFace2 (Cao et al. 2018) in its official layout: faces, an identity each class."""
+"""VGGFace2 (Cao et al. 2018) in its official layout: faces, an identity each class.
+
+Lists, or folders, are read once into the cache, see `Official.take_cached`.
+"""
 
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from fgvczoo.data.official import (
 from fgvczoo.errors import FgvczooError
 
 _GET = "unpack vggface2_train.tar.gz and vggface2_test.tar.gz in one folder, with meta/ and bb_landmark/, and give that"
+_FORMAT = 1  # of the cached file
 _TRAIN, _TEST = 8_631, 500  # identities of the real set
 
 
@@ -47,6 +52,18 @@ class VGGFace2(Official):
         self.folder = self.pictures = find_folder(
             root, (".", "VGGFace2", "vggface2"), ("train",), archives=self.archives, get=_GET
         )
+        sources = [self.folder / "meta" / "identity_meta.csv"]
+        sources = [file for file in sources if file.is_file()]
+        for split in ("train", "test"):
+            file = self._list_file(split)
+            sources += [self.folder / split, *self._people(split)] if file is None else [file]
+        self.take_cached(_FORMAT, sources, self._make)
+        self.all_class_names = self.class_names
+        people = int(self.labels[self.splits["train"]].max()) + 1
+        self.class_names = self.all_class_names[:people]
+        self.splits = disjoint_splits(self.labels < people)
+
+    def _make(self) -> None:
         lists = {split: self._list(split) for split in ("train", "test")}
         ids: list[list[str]] = [sorted({path.split("/")[0] for path in paths}) for _, paths in lists.values()]
         if both := set(ids[0]) & set(ids[1]):
@@ -65,21 +82,25 @@ class VGGFace2(Official):
             for split, (source, paths) in lists.items()
         ]
         self.take(parts, [f"{name} {names[name]}" if name in names else name for name in place])
-        self.all_class_names = self.class_names
-        self.class_names = self.all_class_names[: len(ids[0])]
-        self.splits = disjoint_splits(self.labels < len(ids[0]))
 
     def _list(self, split: str) -> tuple[Path, list[str]]:
         """What lists the images, and their paths."""
-        for file in (self.folder / f"{split}_list.txt", self.folder / "meta" / f"{split}_list.txt"):
-            if file.is_file():
-                return file, read_text(file).split()
+        if (file := self._list_file(split)) is not None:
+            return file, read_text(file).split()
+        people = self._people(split)
+        paths = [f"{person.name}/{file.name}" for person in people for file in sorted(person.glob("*.jpg"))]
+        return self.folder / split, paths
+
+    def _list_file(self, split: str) -> Path | None:
+        files = (self.folder / f"{split}_list.txt", self.folder / "meta" / f"{split}_list.txt")
+        return next((file for file in files if file.is_file()), None)
+
+    def _people(self, split: str) -> list[Path]:
+        """The folders of the identities."""
         folder = self.folder / split
         if not folder.is_dir():
             raise FgvczooError(f"{folder}: no such folder; {_GET}")
-        people = sorted(entry for entry in folder.iterdir() if entry.is_dir())
-        paths = [f"{person.name}/{file.name}" for person in people for file in sorted(person.glob("*.jpg"))]
-        return folder, paths
+        return sorted(folder / entry.name for entry in os.scandir(folder) if entry.is_dir())
 
     def _names(self) -> dict[str, str]:
         """Identity -> name; none without the file."""
@@ -102,7 +123,7 @@ class VGGFace2(Official):
             lines = list(csv.reader(read_text(file).splitlines()))
             if not lines or lines[0] != ["NAME_ID", "X", "Y", "W", "H"]:
                 raise FgvczooError(f"{file}: expected lines of NAME_ID, X, Y, W, H")
-            wanted = [str(path).partition("/")[2].removesuffix(".jpg") for path in self._files[self.splits[split]]]
+            wanted = [str(path).partition("/")[2].removesuffix(".jpg") for path in self.image_ids[self.splits[split]]]
             boxes.append(check_boxes(file, wanted, from_size(to_numbers(file, join(file, wanted, lines[1:]), 4))))
         return np.concatenate(boxes)
 

@@ -13,7 +13,7 @@ import torch
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.overlay import enlarge
-from fgvczoo.explain.page import image_tag, render, write
+from fgvczoo.explain.page import Explained, image_tag, render, write
 from fgvczoo.preprocess import read_image
 from fgvczoo.progress import progress
 from fgvczoo.tasks.base import DataSource
@@ -79,7 +79,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class ContactSheet:
+class ContactSheet(Explained):
     """A query, and what is found by each part of the embedding: name ("" is the whole) -> nearest first.
 
     image: RGB uint8 (H, W, 3). name: of the query. label: its class, where known.
@@ -91,7 +91,6 @@ class ContactSheet:
     rows: dict[str, tuple[Found, ...]]
 
     title = "Neighbours"
-    head = closing = ""  # nothing beside the section
 
     def section(self, name: str) -> str:
         """HTML; name: what the query is called."""

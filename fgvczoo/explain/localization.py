@@ -6,7 +6,6 @@ import html
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fgvczoo.explain.overlay import BOX_COLOUR, enlarge, tint
-from fgvczoo.explain.page import image_tag, render, write
+from fgvczoo.explain.page import Explained, image_tag
 from fgvczoo.metrics.localization_boxes import prepare_maps
 from fgvczoo.nn.backbones import Backbone
 from fgvczoo.nn.cam import grad_cam
@@ -31,7 +30,7 @@ TRUTH_COLOUR = (60, 200, 90)
 
 
 @dataclass
-class LocalizationExplanation:
+class LocalizationExplanation(Explained):
     """Where a class is on an image.
 
     image: RGB uint8 (h, w, 3). class_name: the explained class. predicted: the most likely one. probability: softmax of
@@ -50,6 +49,8 @@ class LocalizationExplanation:
     iou: float | None
     classes: list[tuple[str, float, np.ndarray]]
 
+    frame_height = 40
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values, without image and maps."""
         return {
@@ -65,14 +66,6 @@ class LocalizationExplanation:
     @property
     def title(self) -> str:
         return f"Where is {self.class_name}?"
-
-    @property
-    def head(self) -> str:
-        return ""
-
-    @property
-    def closing(self) -> str:
-        return ""
 
     def section(self, name: str) -> str:
         """HTML; name: what the image is called."""
@@ -124,15 +117,6 @@ class LocalizationExplanation:
             axis.set_axis_off()
             axis.set_title(name, fontsize=9, parse_math=False)
         return figure
-
-    def _repr_html_(self) -> str:
-        """In a notebook: the page, in a frame of its own."""
-        page = html.escape(render([self], [""]))
-        return f'<iframe srcdoc="{page}" style="width:100%;height:40em;border:0"></iframe>'
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the page (.html, self-contained), the figure (.png, .pdf, .svg) or the values (.json)."""
-        return write([self], path)
 
 
 class MapModule(LocalizationModule):

@@ -7,7 +7,6 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.overlay import enlarge
-from fgvczoo.explain.page import data_uri, image_tag, render, write
+from fgvczoo.explain.page import Explained, data_uri, image_tag
 from fgvczoo.nn.metadata import MetadataEncoder
 from fgvczoo.preprocess import Preprocess, read_image
 from fgvczoo.tasks.classification import Box, crop
@@ -47,7 +46,7 @@ class ReadsMetadata(Protocol):
 
 
 @dataclass
-class MetadataExplanation:
+class MetadataExplanation(Explained):
     """What metadata changed about one image's prediction.
 
     image: RGB uint8 (h, w, 3). class_name: the explained class. predicted: the most likely one, with all metadata.
@@ -73,6 +72,8 @@ class MetadataExplanation:
     place: tuple[float, float] | None
     month: int | None
 
+    frame_height = 40
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values, without the image."""
         return {
@@ -94,14 +95,6 @@ class MetadataExplanation:
     @property
     def title(self) -> str:
         return f"What metadata says of {self.class_name}"
-
-    @property
-    def head(self) -> str:
-        return ""
-
-    @property
-    def closing(self) -> str:
-        return ""
 
     def section(self, name: str) -> str:
         """HTML; name: what the image is called."""
@@ -153,15 +146,6 @@ class MetadataExplanation:
         axes[1].set_title("probability", fontsize=9)
         self._draw(axes[2:])
         return figure
-
-    def save(self, path: str | Path) -> Path:
-        """Writes a page (.html), a figure (.png, .pdf, .svg) or numbers (.json)."""
-        return write([self], path)
-
-    def _repr_html_(self) -> str:
-        """In a notebook: the page, in a frame of its own."""
-        page = html.escape(render([self], [""]))
-        return f'<iframe srcdoc="{page}" style="width:100%;height:40em;border:0"></iframe>'
 
     def _over_places_and_months(self) -> bytes:
         from matplotlib.figure import Figure

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.overlay import encode_jpeg, enlarge, overlay
@@ -25,27 +26,46 @@ _IMAGE_ENDINGS = (".png", ".pdf", ".svg")
 _STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
-class Explained(Protocol):
+class Explained(ABC):
     """What a page shows: an explanation of one image, or of a model."""
 
+    frame_height: ClassVar[int] = 50  # in a notebook, in em
+
     @property
+    @abstractmethod
     def title(self) -> str:
         """The page's title, where it shows nothing else."""
 
     @property
     def head(self) -> str:
         """HTML for the page's head: style and script; equal ones stand there once."""
+        return ""
 
     @property
     def closing(self) -> str:
         """HTML for the page's end; equal ones stand there once."""
+        return ""
 
+    @abstractmethod
     def section(self, name: str) -> str:
         """HTML; name: what the image is called."""
 
-    def figure(self) -> Figure: ...
+    @abstractmethod
+    def figure(self) -> Figure:
+        """As a matplotlib figure."""
 
-    def to_dict(self) -> dict[str, Any]: ...
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, without pictures."""
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the page (.html, self-contained), the figure (.png, .pdf, .svg) or the values (.json)."""
+        return write([self], path)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the page, in a frame of its own, which keeps its style to itself."""
+        page = html.escape(render([self], [""]))
+        return f'<iframe srcdoc="{page}" style="width:100%;height:{self.frame_height}em;border:0"></iframe>'
 
 
 def write(explanations: Sequence[Explained], path: str | Path, names: Sequence[str] | None = None) -> Path:

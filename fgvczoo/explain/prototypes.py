@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from fgvczoo.explain.page import Explained, prototype_section
 from fgvczoo.metrics.heatmaps import upsample
 from fgvczoo.nn.prototypes import PrototypeSource
 from fgvczoo.preprocess import read_image
@@ -53,7 +52,7 @@ class Evidence:
 
 
 @dataclass
-class PrototypeExplanation:
+class PrototypeExplanation(Explained):
     """Why an image gets a class. `evidence` holds every prototype, largest contribution first; the first `shown` have
     maps. The contributions sum to `logit`, the advantages to `logit - rival_logit`.
 
@@ -106,12 +105,8 @@ class PrototypeExplanation:
         """Of the page."""
         return f"Why {self.class_name}?"
 
-    head = closing = ""  # a page needs nothing more for it
-
     def section(self, name: str) -> str:
         """HTML of the page's part on this image, which is called `name`."""
-        from fgvczoo.explain.page import prototype_section
-
         return prototype_section(self, name)
 
     def figure(self) -> Figure:
@@ -119,19 +114,6 @@ class PrototypeExplanation:
         from fgvczoo.explain.figure import draw
 
         return draw(self)
-
-    def _repr_html_(self) -> str:
-        """In a notebook: the page, in a frame of its own, which keeps its style to itself."""
-        from fgvczoo.explain.page import render
-
-        page = html.escape(render([self], [""]))
-        return f'<iframe srcdoc="{page}" style="width:100%;height:50em;border:0"></iframe>'
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the page (.html, self-contained), the figure (.png, .pdf, .svg) or the values (.json)."""
-        from fgvczoo.explain.page import write
-
-        return write([self], path)
 
 
 @torch.inference_mode()
@@ -196,3 +178,17 @@ def explain_prototypes(
         dataset=model.source_dataset,
         prototypes_are_patches=model.prototypes_are_patches,
     )
+
+
+class PrototypeModule(PrototypeClassifier):
+    """A part-prototype classifier that shows the prototypes with the explanation."""
+
+    def explain(
+        self, image: Any, *, target: int | str | None = None, top: int = 6, box: Box | None = None
+    ) -> PrototypeExplanation:
+        """Why an image gets its class: the prototypes, where each one is found on it, and what each contributes.
+
+        image, box: as `predict` takes them. target: class index or name to explain; None: the predicted one.
+        top: how many prototypes get a map. The contributions of all prototypes sum to the class's logit.
+        """
+        return explain_prototypes(self, image, target=target, top=top, box=box)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.explain.overlay import encode_jpeg
+from fgvczoo.explain.page import Explained
 from fgvczoo.metrics.heatmaps import upsample
 from fgvczoo.nn.prototypes import PrototypeSource, patch_boxes
 from fgvczoo.preprocess import Preprocess, read_image
@@ -46,25 +45,8 @@ class TreeNode:
     classes: tuple[tuple[str, float], ...] = ()
 
 
-class _Saved:
-    """What explanations of trees share: files and notebooks."""
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the page (.html, self-contained) or the values (.json); the path of an image as a figure, too."""
-        from fgvczoo.explain.page import write
-
-        return write([self], path)  # type: ignore[list-item]
-
-    def _repr_html_(self) -> str:
-        """In a notebook: the page, in a frame of its own."""
-        from fgvczoo.explain.page import render
-
-        page = html.escape(render([self], [""]))  # type: ignore[list-item]
-        return f'<iframe srcdoc="{page}" style="width:100%;height:50em;border:0"></iframe>'
-
-
 @dataclass
-class WholeTree(_Saved):
+class WholeTree(Explained):
     """All nodes by number, ascending, the root first. dataset: where the prototypes come from. prototypes_are_patches:
     whether they still equal training patches."""
 
@@ -134,7 +116,7 @@ class Step:
 
 
 @dataclass
-class TreeExplanation(_Saved):
+class TreeExplanation(Explained):
     """Why an image gets a class: the questions that lead to a leaf.
 
     image: RGB uint8 (h, w, 3). class_name: the likeliest class of the leaf, or the one that was asked for. predicted:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fgvczoo.batch import Batch
 from fgvczoo.errors import FgvczooError
-from fgvczoo.explain.prototypes import PrototypeExplanation, explain_prototypes
+from fgvczoo.explain.prototypes import PrototypeModule
 from fgvczoo.nn.prototypes import PrototypeHead, PrototypeNetwork, connection_l1
 from fgvczoo.tasks.classification import Box, ClassificationModule
 from fgvczoo.tasks.prototypes import PrototypeClassifier
@@ -43,7 +43,7 @@ class EnsembleNetwork(PrototypeNetwork):
         return torch.stack([network(images).logits for network in self.members]).sum(0)
 
 
-class PrototypeEnsemble(PrototypeClassifier):
+class PrototypeEnsemble(PrototypeModule):
     """Trained prototype networks of any papers and trunks as one classifier, whose evidence is that of all of them.
 
         PrototypeEnsemble([fgvczoo.load("runs/a"), fgvczoo.load("runs/b")]).predict("bird.jpg")
@@ -110,12 +110,6 @@ class PrototypeEnsemble(PrototypeClassifier):
         loss = F.cross_entropy(self(batch["image"]), batch["label"]) + self.l1 * torch.stack(norms).sum()
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True)
         return loss
-
-    def explain(
-        self, image: Any, *, target: int | str | None = None, top: int = 6, box: Box | None = None
-    ) -> PrototypeExplanation:
-        """As each member does, over the prototypes of all of them."""
-        return explain_prototypes(self, image, target=target, top=top, box=box)
 
 
 class ProbabilityEnsemble(ClassificationModule):

@@ -84,7 +84,13 @@ def _origin(config: dict[str, Any], provenance: dict[str, Any]) -> str:
     if "dataset" not in provenance:
         return ""
     text = f"Trained on {provenance['dataset']} ({len(config['classes'])} classes), seed {provenance.get('seed')}, "
-    return text + f"{provenance.get('epochs')} epochs" + ("." if provenance.get("finished") else " (unfinished).")
+    text += f"{provenance.get('epochs')} epochs" + ("." if provenance.get("finished") else " (unfinished).")
+    if "missing" in provenance:
+        text += f" {provenance['missing']:,} of {provenance['listed']:,} listed images were not there"
+        text += f" (fingerprint of the others: {provenance['fingerprint']})."
+    if "skipped" in provenance:
+        text += f" Unreadable pictures that were skipped: {provenance['skipped']}."
+    return text
 
 
 def _use(config: dict[str, Any], repo: str | None) -> str:

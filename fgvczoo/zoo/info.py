@@ -64,6 +64,11 @@ def describe_weights(folder: Path, config: dict[str, Any]) -> str:
         rows.append(("title", title))
     told = ("recipe", "dataset", "seed", "epochs", "finished", "checkpoint")
     rows += [(key, str(provenance[key])) for key in told if key in provenance]
+    if "missing" in provenance:
+        there, listed = provenance["listed"] - provenance["missing"], provenance["listed"]
+        rows.append(("images", f"{there:,} of {listed:,} listed ones, fingerprint {provenance['fingerprint']}"))
+    if "skipped" in provenance:
+        rows.append(("skipped", f"{provenance['skipped']} unreadable pictures"))
     names = config["classes"]
     rows.append(("classes", f"{len(names)}: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else "")))
     rows += [(name, f"{(folder / name).stat().st_size / 1e6:.1f} MB") for name in config["files"]]

@@ -27,3 +27,15 @@ def write_lines(path: Path, lines: list[str]) -> None:
     """A text file of lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+DAMAGES = ("truncated", "empty", "page", "noise")
+
+
+def damage(picture: Path, kind: str) -> None:
+    """Makes a picture file what failed downloads and copies leave: its first half; nothing; a saved HTML page; bytes of
+    something else."""
+    content = picture.read_bytes()
+    noise = bytes(range(256)) * 2
+    page = b"<!DOCTYPE html><html><head><title>Quota exceeded</title></head></html>\n"
+    picture.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "page": page, "noise": noise}[kind])

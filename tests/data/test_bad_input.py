@@ -3,19 +3,25 @@ leaves its root. A data set enters by its copy in `copies.py`."""
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
+from fgvczoo.data.base import FGVCDataModule
 from fgvczoo.data.official import Official
 from fgvczoo.errors import FgvczooError
 from fgvczoo.zoo.registry import DATASETS, dataset_class
+from tests.conftest import RECIPES
 from tests.data.copies import COPIES, copy_of, spoil
+from tests.data.pictures import DAMAGES, damage
 
 OFFICIAL = sorted(name for name in DATASETS if dataset_class(name).reader_class is not None and name != "synthbirds")
 PICTURES = (".jpg", ".jpeg", ".png")
+WITHOUT_FILES = {"cifar10", "cifar100"}  # all pictures in a few files of pixels, none of which can be corrupt alone
 KINDS = ("class", "twice", "missing", "outside")
 # Kinds that a set cannot have in a text file: its rows are what lies there, its lists are binary, or ids are numbers.
 WITHOUT = {
@@ -161,23 +167,61 @@ def test_no_list_leads_out_of_the_root(name: str, copies: dict[str, Path], tmp_p
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_a_corrupt_picture_is_skipped_with_count_and_name(name: str, copies: dict[str, Path], tmp_path: Path) -> None:
+def test_corrupt_pictures_are_skipped_with_count_and_names(name: str, copies: dict[str, Path], tmp_path: Path) -> None:
     root = copy_of(copies[name], tmp_path / "spoilt")
     options = {"preprocess": {"size": [8, 8]}, "batch_size": 4, "on_corrupt": "skip", "augmentation": "flip"}
     data = dataset_class(name)(str(root), **COPIES[name].options, **options)
-    picture = data.reader.picture(int(data.splits["train"][0]))
-    if not isinstance(picture, Path):
+    if name in WITHOUT_FILES:
+        assert isinstance(data.reader.picture(0), bytes)
         return
     total = len(data.splits["train"])
-    picture.write_bytes(picture.read_bytes()[:100])
+    lost = corrupt(data, DAMAGES[OFFICIAL.index(name) % len(DAMAGES)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        seen = sum(len(batch["label"]) for batch in data.train_dataloader())
-    assert seen == total - 1 and list(data.skipped) == [str(picture)]
-    assert any("1 unreadable picture was skipped" in str(w.message) and str(picture) in str(w.message) for w in caught)
+        loader = data.train_dataloader()
+        sizes = [len(batch["label"]) for batch in loader]
+    # No batch is dropped; the one that lost a picture is smaller by it, the last one takes what is left.
+    assert len(sizes) == len(loader) and min(sizes) >= 1 and sum(sizes) == total - len(lost)
+    assert sum(size < 4 for size in sizes) <= len(lost) + (total % 4 > 0)
+    assert sorted(data.skipped) == sorted(map(str, lost))
+    said = "1 unreadable picture was" if len(lost) == 1 else f"{len(lost)} unreadable pictures were"
+    assert any(said in str(w.message) and str(lost[0]) in str(w.message) for w in caught)
     with pytest.raises(FgvczooError, match=r"cannot be read|corrupt|not an image"):
         list(
             dataset_class(name)(
                 str(root), **COPIES[name].options, **options | {"on_corrupt": "error"}
             ).train_dataloader()
         )
+
+
+@pytest.mark.parametrize("name", sorted(set(OFFICIAL) - WITHOUT_FILES))
+def test_trains_on_without_corrupt_pictures(name: str, copies: dict[str, Path], tmp_path: Path, fgvczoo_in) -> None:
+    root = copy_of(copies[name], tmp_path / "spoilt")
+    data = dataset_class(name)(str(root), **COPIES[name].options, batch_size=4)
+    lost = corrupt(data, DAMAGES[(OFFICIAL.index(name) + 1) % len(DAMAGES)])
+    options = {"on_corrupt": "skip", "preprocess.size": "[32, 32]", "batch_size": 4, **COPIES[name].options}
+    status, out, err = fgvczoo_in(
+        "fit", "--config", RECIPES / "linear-tiny.yaml", "--data", name, "--data.root", root,
+        *(word for key, value in options.items() for word in (f"--data.{key}", value)),
+    )  # fmt: skip
+    assert status == 0 and "trained; weights in" in out, err
+    run = Path("runs/linear-tiny")
+    told = json.loads((run / "data.json").read_text())
+    assert told["dataset"] == name and told["splits"]["train"] == len(data.splits["train"])
+    assert told["skipped"]["count"] == len(lost) and list(told["skipped"]["pictures"]) == sorted(map(str, lost))
+    assert f"skipped unreadable pictures: {len(lost)}, by name in {run / 'data.json'}" in out
+    # Two epochs of all steps, as without a corrupt picture; info says it of the weights.
+    steps = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert steps == 2 * len(data.train_dataloader())
+    status, out, _ = fgvczoo_in("info", run)
+    assert status == 0 and f"{len(lost)} unreadable pictures" in out
+
+
+def corrupt(data: FGVCDataModule, kind: str) -> list[Path]:
+    """Spoils one per cent of the training pictures, at least one."""
+    rows = data.splits["train"]
+    chosen = rows[:: max(len(rows) // max(len(rows) // 100, 1), 1)][: max(len(rows) // 100, 1)]
+    pictures = [Path(data.reader.picture(int(row))) for row in chosen]
+    for picture in pictures:
+        damage(picture, kind)
+    return pictures

@@ -1,3 +1,4 @@
+import math
 import pickle
 import shutil
 import warnings
@@ -15,6 +16,7 @@ from fgvczoo.data.check import check_official, contact_sheet
 from fgvczoo.data.cub import CUB, CUBDataModule, SynthBirdsDataModule
 from fgvczoo.data.transforms import AUGMENTATIONS
 from fgvczoo.errors import FgvczooError
+from fgvczoo.nn.metadata import MetadataEncoder
 from tests.data.cub.make import ATTRIBUTES, PARTS, make_cub
 
 KEYS = ["bbox", "parts", "attributes", "mask", "size"]
@@ -44,9 +46,10 @@ def order(loader) -> list[list[int]]:
 
 
 def same(one, other) -> bool:
-    """Equal batches, to the bit."""
+    """Equal batches, to the bit; NaN is NaN."""
     if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and one.equal(other)
+        nan = one.is_floating_point()
+        return one.dtype == other.dtype and np.array_equal(one.numpy(), other.numpy(), equal_nan=nan)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other))
@@ -634,7 +637,7 @@ def test_synthetic_birds_are_read_by_the_same_reader(tmp_path, monkeypatch):
     assert batch["image"].shape == (16, 3, 32, 32) and batch["attributes"].shape == (16, 312)
     place, date = batch["metadata"]["place"], batch["metadata"]["date"]
     valid = batch["metadata_valid"]
-    assert place.shape == date.shape == (16, 2) and place.dtype == date.dtype == torch.float32
+    assert place.shape == (16, 2) and date.shape == (16, 3) and place.dtype == date.dtype == torch.float32
     assert valid["place"].dtype == torch.bool and valid["place"].any()
     assert (
         place[valid["place"]].abs().amax(0).le(torch.tensor([90.0, 180.0])).all() and not place[~valid["place"]].any()
@@ -652,8 +655,12 @@ def test_absent_metadata_is_zero_and_invalid(copy, monkeypatch):
     data = module(copy, keys=["metadata"])
     batch = next(iter(data.loader("test")))
     assert batch["metadata"]["place"][:2].tolist() == [[0, 0], [0, -12.5]]
-    assert batch["metadata"]["date"][:2].tolist() == [[0, 0], [7, 6]]
+    assert batch["metadata"]["date"][:2].tolist() == [[0, 0, 0], [7, 6, 9]]
     assert batch["metadata_valid"]["place"].tolist() == [False, True, True, True, True]
+    (encoded,) = MetadataEncoder({"date": "month-day"}).encode(batch["metadata"], batch["metadata_valid"])
+    month, day = 2 * math.pi * 7 / 12, 2 * math.pi * 9 / 31  # BirdSAT's circles
+    truth = [math.sin(month), math.cos(month), math.sin(day), math.cos(day)]
+    torch.testing.assert_close(encoded[:2], torch.tensor([[0.0] * 4, truth]))
     (copy / "metadata.csv").write_text("\n".join(rows).replace("2015-07-09", "July") + "\n")
     with pytest.raises(FgvczooError, match=r"metadata\.csv"):
         module(copy, keys=["metadata"])

@@ -301,9 +301,9 @@ def test_a_table_gives_all_annotations(shared, table):
                 assert batch["size"][place].tolist() == [height, width]
                 assert set(batch["mask"][place].unique().tolist()) <= {7, 255, index % 4}
                 place_, date = batch["metadata"]["place"][place], batch["metadata"]["date"][place]
-                month = 5 if index % 2 else 12
+                month, day = (5, 3) if index % 2 else (12, 24)
                 assert place_.tolist() == ([-12.5, index] if whole else [0, 0])
-                assert date.tolist() == ([month, index] if whole else [0, 0])
+                assert date.tolist() == ([month, index, day] if whole else [0, 0, 0])
                 assert batch["metadata"]["habitat"][place].tolist() == ([1, index / 4] if whole else [0, 0])
                 assert batch["metadata"]["altitude"][place].tolist() == [index]
                 valid = {name: bool(value[place]) for name, value in batch["metadata_valid"].items()}

@@ -45,8 +45,8 @@ def test_rows_labels_place_and_date(tmp_path: Path, version: str) -> None:
         latitude, longitude, month, hour = known.seen
         assert valid["place"] == (latitude is not None) and valid["date"] == (month is not None)
         assert values["place"].tolist() == ([latitude, longitude] if latitude is not None else [0, 0])
-        date = [month] if version == "2017" else [month, hour]
-        assert values["date"].tolist() == (date if month is not None else [0] * len(date))
+        date = [month, float("nan") if version == "2017" else hour, 28] if month is not None else [0, 0, 0]
+        assert np.array_equal(values["date"], np.array(date, np.float32), equal_nan=True)
         seen_zero |= latitude == 0.0 and bool(valid["place"])
     assert seen_zero  # 0.0 is a value
     batch = next(iter(data.loader("test")))

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.ops import ACTIVATIONS, METRICS, nearest_patch, similarity_map, tiles, use_backend
 from fgvczoo.ops.backend import is_fused
 from fgvczoo.ops.nearest_patch import cpu
+from tests.ops.largest import Largest
 
 metrics = pytest.mark.parametrize("metric", METRICS)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -339,19 +339,6 @@ def test_autocast_computes_in_float32(metric: str, backend: str) -> None:
     assert torch.equal(value, expected)
     value.sum().backward()
     assert prototypes.grad is not None and prototypes.grad.isfinite().all()
-
-
-class Largest(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return result
 
 
 @pytest.mark.parametrize("metric", ["l2", "dot"])

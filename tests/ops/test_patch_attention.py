@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgvczoo.errors import FgvczooError
 from fgvczoo.ops import patch_attention, tiles, use_backend
 from fgvczoo.ops.patch_attention import NORMALIZATIONS, cpu
+from tests.ops.largest import Largest
 
 normalizations = pytest.mark.parametrize("normalize", NORMALIZATIONS)
 backends = pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -289,19 +289,6 @@ def test_autocast_casts_to_its_type(normalize: str, backend: str) -> None:
     assert bias.grad is not None and bias.grad.dtype == torch.float32
     truth = patch_attention(*(t.bfloat16().double() for t in (query, key, value)), bias.double(), normalize=normalize)
     torch.testing.assert_close(output.double(), truth, rtol=2e-2, atol=2e-2)
-
-
-class Largest(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return result
 
 
 def test_memory_does_not_grow_with_the_scores() -> None:

@@ -18,7 +18,32 @@ from fgvczoo.tasks.base import Needs
 from fgvczoo.tasks.stages import Group, Stage
 
 
-class BAS(MapModule):
+class GeneratedMaps(MapModule):
+    """What both forms of BAS share: the groups and maps of their network, the loss and how it is logged."""
+
+    network: BASNetwork
+    losses: LossWeights
+
+    def groups(self) -> dict[str, nn.Module]:
+        return {
+            "backbone": self.network.trunk,
+            "classifier": self.network.classifier,
+            "generator": self.network.generator,
+        }
+
+    def logged_loss(self, terms: dict[str, Tensor], **watched: Tensor) -> Tensor:
+        """The weighted sum of the loss's terms; logs it, them, and what else is watched."""
+        loss = total_loss(terms, self.losses)
+        values = {f"train/{name}": value.detach() for name, value in (terms | watched).items()}
+        self.log_dict(values, on_step=False, on_epoch=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True)
+        return loss
+
+    def single_maps(self, images: Tensor, classes: Tensor) -> Tensor:
+        return self.network.maps_of(self.network.features(images), classes)[0]
+
+
+class BAS(GeneratedMaps):
     """Background Activation Suppression (Zhai, Wu et al., IJCV 2023; Wu, Zhai, Cao, CVPR 2022).
 
     Args:
@@ -78,13 +103,6 @@ class BAS(MapModule):
         self.network = BASNetwork(num_classes, backbone, backbone_options, hidden, relu_class_maps)
         self.prepare_plan()
 
-    def groups(self) -> dict[str, nn.Module]:
-        return {
-            "backbone": self.network.trunk,
-            "classifier": self.network.classifier,
-            "generator": self.network.generator,
-        }
-
     def localize(self, images: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, 3, h, w) -> scores (B, C), maps (B, H, W) in [0, 1]: of the given classes, or the mean of the K
         highest-scored."""
@@ -105,16 +123,8 @@ class BAS(MapModule):
             self.log("train/pretrain_loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True)
             return loss
         output = self.network.training_output(images, labels)
-        terms = loss_terms(output, labels, self.losses)
-        loss = total_loss(terms, self.losses)
-        values = {f"train/{name}": term.detach() for name, term in terms.items()}
-        values["train/saturated"] = (output.background_score > output.score).float().mean()
-        self.log_dict(values, on_step=False, on_epoch=True)
-        self.log("train/loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True)
-        return loss
-
-    def single_maps(self, images: Tensor, classes: Tensor) -> Tensor:
-        return self.network.maps_of(self.network.features(images), classes)[0]
+        saturated = (output.background_score > output.score).float().mean()
+        return self.logged_loss(loss_terms(output, labels, self.losses), saturated=saturated)
 
 
 def paper_stage(milestones: list[int]) -> Stage:

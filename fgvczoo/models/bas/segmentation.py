@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fgvczoo.batch import Batch
-from fgvczoo.explain.localization import MapModule
 from fgvczoo.metrics.segmentation import SeedIoU
-from fgvczoo.models.bas.losses import LossWeights, loss_terms, present_against_absent, total_loss
+from fgvczoo.models.bas.losses import LossWeights, loss_terms, present_against_absent
+from fgvczoo.models.bas.module import GeneratedMaps
 from fgvczoo.models.bas.network import BASNetwork
 from fgvczoo.models.bas.seeds import SCALES, Seeds, seeds_of
 from fgvczoo.preprocess import read_image
@@ -21,7 +21,7 @@ from fgvczoo.tasks.base import Needs
 from fgvczoo.tasks.stages import Group, Stage
 
 
-class BASSegmentation(MapModule):
+class BASSegmentation(GeneratedMaps):
     """The segmentation form of BAS (Zhai, Wu et al., IJCV 2023): its maps are seeds of segmentation.
 
     A batch's classes are its `labels` (B, C); without that key, the one of `label`. `test` reports `seed_miou`, where
@@ -80,13 +80,6 @@ class BASSegmentation(MapModule):
         self.test_seeds = SeedIoU(num_classes)
         self.prepare_plan()
 
-    def groups(self) -> dict[str, nn.Module]:
-        return {
-            "backbone": self.network.trunk,
-            "classifier": self.network.classifier,
-            "generator": self.network.generator,
-        }
-
     def localize(self, images: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, 3, h, w) -> logits (B, C), the foreground maps (B, H, W) of the given or highest-scored classes."""
         features = self.network.features(images)
@@ -107,11 +100,7 @@ class BASSegmentation(MapModule):
         else:
             terms = dict.fromkeys(("guidance", "bas", "area"), output.scores.sum() * 0)
         terms["classification"] = present_against_absent(output.scores, present)
-        loss = total_loss(terms, self.losses)
-        values = {f"train/{name}": term.detach() for name, term in terms.items()}
-        self.log_dict(values, on_step=False, on_epoch=True)
-        self.log("train/loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True)
-        return loss
+        return self.logged_loss(terms)
 
     def seeds(self, image: Any, classes: list[int | str]) -> Seeds:
         """Seeds of one picture, a path or array, for the classes that are known to be in it, by name or index."""
@@ -139,6 +128,3 @@ class BASSegmentation(MapModule):
         values = self.test_seeds.compute()
         self.log_dict({"test/seed_miou": values["miou"].float(), "test/seed_threshold": values["threshold"].float()})
         self.test_seeds.reset()
-
-    def single_maps(self, images: Tensor, classes: Tensor) -> Tensor:
-        return self.network.maps_of(self.network.features(images), classes)[0]

@@ -68,6 +68,8 @@ _GROUPS: dict[tuple[int, ...], dict[str, Any]] = {
     (768,): {"text": [32, 768]},
 }
 
+ImageSize = int | list[int] | tuple[int, int]  # a side, or height and width
+
 # Of the network: a model may have them though the checkpoint does not.
 OPTIONAL_PARTS = ("classifier.", "metadata.")
 
@@ -77,8 +79,8 @@ def state_from_official(
     *,
     keep_metadata: bool = True,
     keep_head: bool = True,
-    image_size: int | list[int] | tuple[int, int] | None = None,
-    checkpoint_size: int | list[int] | tuple[int, int] | None = None,
+    image_size: ImageSize | None = None,
+    checkpoint_size: ImageSize | None = None,
     resizing: Resizing = "official",
 ) -> dict[str, Tensor]:
     """The authors' state dict with the keys of our network.
@@ -112,8 +114,8 @@ def arguments_from_official(
     *,
     keep_metadata: bool = True,
     keep_head: bool = True,
-    image_size: int | list[int] | tuple[int, int] | None = None,
-    checkpoint_size: int | list[int] | tuple[int, int] | None = None,
+    image_size: ImageSize | None = None,
+    checkpoint_size: ImageSize | None = None,
     resizing: Resizing = "official",
 ) -> dict[str, Any]:
     """The constructor's arguments that the tensors imply; arguments as `state_from_official`."""
@@ -132,13 +134,8 @@ def arguments_from_official(
         attention_depths=(_depth(state, 3), _depth(state, 4)),
         num_heads=tables[3, 0].shape[1],
     )
-    if image_size is not None:
-        height, width = _pair(image_size)
-    elif checkpoint_size is not None:
-        height, width = _pair(checkpoint_size)
-    else:
-        side = _grid(tables[3, 0], 3, None)[0] * 16
-        height, width = side, side
+    given = checkpoint_size if image_size is None else image_size
+    height, width = _pair(given if given is not None else 16 * _grid(tables[3, 0], 3, None)[0])
     arguments: dict[str, Any] = {
         **_network(size),
         "metadata": _metadata(state) if keep_metadata else {},
@@ -158,13 +155,11 @@ def arguments_from_official(
 def resized(
     state: Mapping[str, Tensor],
     *,
-    keep_metadata: bool = True,
-    keep_head: bool = True,
-    image_size: int | list[int] | tuple[int, int] | None = None,
-    checkpoint_size: int | list[int] | tuple[int, int] | None = None,
-    resizing: Resizing = "official",
+    image_size: ImageSize | None = None,
+    checkpoint_size: ImageSize | None = None,
+    **_: Any,
 ) -> list[str]:
-    """Keys of the tables that `state_from_official` resizes with these arguments."""
+    """Keys of the tables that `state_from_official` resizes; it is given the same arguments."""
     if image_size is None:
         return []
     tables = [(key, int(found[1])) for key in state if (found := _TABLE.fullmatch(key))]
@@ -230,7 +225,7 @@ def _metadata(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {f"group_{number}": width for number, width in enumerate(widths, 1)}
 
 
-def _grid(table: Tensor, stage: int, image_size: int | list[int] | tuple[int, int] | None) -> Grid:
+def _grid(table: Tensor, stage: int, image_size: ImageSize | None) -> Grid:
     """The grid that a table is for: a square unless the image size says otherwise."""
     if image_size is None:
         side = (math.isqrt(len(table) - 1) + 1) // 2
@@ -245,7 +240,7 @@ def _grid(table: Tensor, stage: int, image_size: int | list[int] | tuple[int, in
     return grid
 
 
-def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+def _pair(size: ImageSize) -> tuple[int, int]:
     if isinstance(size, int):
         return size, size
     height, width = size

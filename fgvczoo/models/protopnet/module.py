@@ -8,17 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from fgvczoo.batch import Batch
-from fgvczoo.explain.prototypes import PrototypeExplanation, explain_prototypes
+from fgvczoo.explain.prototypes import PrototypeModule
 from fgvczoo.models.protopnet.losses import LossWeights, average_separation, loss_terms, pair_distance, total_loss
 from fgvczoo.models.protopnet.network import Activation, AddOn, Head, ProtoPNetNetwork
 from fgvczoo.models.protopnet.pruning import Pruning, kept_prototypes
 from fgvczoo.tasks.base import DataSource
-from fgvczoo.tasks.classification import Box
-from fgvczoo.tasks.prototypes import PrototypeClassifier
 from fgvczoo.tasks.stages import Group, Stage
 
 
-class ProtoPNet(PrototypeClassifier):
+class ProtoPNet(PrototypeModule):
     """Prototypical part network (Chen, Li et al., "This Looks Like That: Deep Learning for Interpretable Image
     Recognition", NeurIPS 2019).
 
@@ -36,7 +34,7 @@ class ProtoPNet(PrototypeClassifier):
     """
 
     paper = "protopnet"
-    actions = {**PrototypeClassifier.actions, "prune": "prune"}
+    actions = {**PrototypeModule.actions, "prune": "prune"}
 
     def __init__(
         self,
@@ -147,18 +145,6 @@ class ProtoPNet(PrototypeClassifier):
         super().restore_state_values(state)
         if state["num_prototypes"] != len(self.network.head.prototypes):
             self.network.head.resize_(state["num_prototypes"])
-
-    # -- explanation --------------------------------------------------------------------------------------------
-
-    def explain(
-        self, image: Any, *, target: int | str | None = None, top: int = 6, box: Box | None = None
-    ) -> PrototypeExplanation:
-        """Why an image gets its class: the prototypes, where each one is found on it, and what each contributes.
-
-        image, box: as `predict` takes them. target: class index or name to explain; None: the predicted one.
-        top: how many prototypes get a map. The contributions of all prototypes sum to the class's logit.
-        """
-        return explain_prototypes(self, image, target=target, top=top, box=box)
 
 
 # The authors' run up to epoch 30: projections at the end of epochs 10, 20 and 30, each followed by 20 passes for the

@@ -11,15 +11,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from fgvczoo.batch import Batch
 from fgvczoo.errors import FgvczooError
-from fgvczoo.explain.prototypes import PrototypeExplanation, explain_prototypes
+from fgvczoo.explain.prototypes import PrototypeModule
 from fgvczoo.models.st_protopnet.losses import LossWeights, branch_loss, branch_terms
 from fgvczoo.models.st_protopnet.network import STProtoPNetNetwork, Variant
-from fgvczoo.tasks.classification import Box
-from fgvczoo.tasks.prototypes import PrototypeClassifier
 from fgvczoo.tasks.stages import Group, Stage
 
 
-class STProtoPNet(PrototypeClassifier):
+class STProtoPNet(PrototypeModule):
     """Support and trivial prototypes (Wang et al., "Learning Support and Trivial Prototypes for Interpretable Image
     Classification", ICCV 2023).
 
@@ -128,18 +126,6 @@ class STProtoPNet(PrototypeClassifier):
                 metric.update(getattr(output, name).logits, batch["label"])
                 self.log(f"test/top1_{name}_only", metric, batch_size=len(batch["label"]))
         return output.logits
-
-    # -- explanation --------------------------------------------------------------------------------------------
-
-    def explain(
-        self, image: Any, *, target: int | str | None = None, top: int = 6, box: Box | None = None
-    ) -> PrototypeExplanation:
-        """Why an image gets its class: the prototypes, where each one is found on it, and what each contributes.
-
-        image, box: as `predict` takes them. target: class index or name to explain; None: the predicted one.
-        top: how many prototypes get a map. The contributions of all prototypes sum to the class's logit.
-        """
-        return explain_prototypes(self, image, target=target, top=top, box=box)
 
 
 # The authors' run on cropped pictures with a ResNet or VGG trunk, with the projection moved to the end: after it
