@@ -40,7 +40,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from fgvczoo.data import transforms as ours
+from fgvczoo.data import warps
 from fgvczoo.data.folder import FolderDataModule
 from fgvczoo.files import write_text
 
@@ -76,7 +76,7 @@ class Drawn:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         width, height = image.size
-        draw = random.choice((ours._draw_rotation, ours._draw_skew, ours._draw_shear))
+        draw = random.choice((warps.draw_rotation, warps.draw_skew, warps.draw_shear))
         matrix = draw(random, height, width)  # the generator of the worker
         corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], np.float64)
         moved = corners @ matrix.T
