@@ -1,10 +1,12 @@
-"""Times loading and augmenting pictures against torchvision's: `python benchmarks/data.py [--pictures 240]`.
+"""Times loading and augmenting pictures against torchvision's: `python benchmarks/data.py [--pictures 480]`.
 
 Both sides read the same folder of JPEGs of 500 x 375 (smooth colours, edges, noise) and give batches of 32 normalised
 tensors of 224 x 224 out of a DataLoader, with as many workers, one thread each:
 
-- ours: `FolderDataModule`, with the protocol of that name;
-- torchvision: `ImageFolder` with the same operations, as its users write them (Pillow decodes and resizes).
+- ours: `FolderDataModule`, with the protocol of that name, once decoding every time and once with `decoded`, a folder
+  that the first pass has filled;
+- torchvision: `ImageFolder` with the same operations, as its users write them (Pillow decodes and resizes), and once
+  more over decoded pictures, by a `loader` that reads a .npy file each.
 
 The geometric maps of ProtoPNet's protocol are drawn by the same functions on both sides; torchvision applies them by
 its `functional.perspective`, bicubic. Passes alternate, after one of each that is not counted; median. Pictures of both
@@ -34,15 +36,23 @@ from report import processor
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from fgvczoo.data import transforms as ours
+from fgvczoo.data import warps
 from fgvczoo.data.folder import FolderDataModule
 from fgvczoo.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 SIZE, BATCH, PASSES, TARGET = 224, 32, 5, 2.5
+# Of speeds: both decode; ours reads decoded pictures and torchvision decodes; both read decoded pictures.
+RATIOS = {
+    "ratio": ("ours", "torchvision"),
+    "ratio_decoded": ("ours decoded", "torchvision"),
+    "ratio_both_decoded": ("ours decoded", "torchvision decoded"),
+}
+SIDES = ("ours", "ours decoded", "torchvision", "torchvision decoded")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -66,7 +76,7 @@ class Drawn:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         width, height = image.size
-        draw = random.choice((ours._draw_rotation, ours._draw_skew, ours._draw_shear))
+        draw = random.choice((warps.draw_rotation, warps.draw_skew, warps.draw_shear))
         matrix = draw(random, height, width)  # the generator of the worker
         corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], np.float64)
         moved = corners @ matrix.T
@@ -106,18 +116,36 @@ def one_thread(_: int) -> None:
     cv2.setNumThreads(1)
 
 
-def loaders(root: Path, name: str, workers: int) -> dict[str, Any]:
+class Arrays:
+    """A loader of torchvision's `ImageFolder` for pictures that were decoded once, into .npy files of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, path: str) -> Image.Image:
+        file = self.folder / f"{Path(path).stem}.npy"
+        if not file.exists():
+            np.save(file, np.asarray(default_loader(path)))
+        return Image.fromarray(np.load(file))
+
+
+def loaders(root: Path, decoded: Path, name: str, workers: int) -> dict[str, Any]:
+    """Side -> its loader. decoded: a folder for each side's decoded pictures."""
     protocol, theirs = PIPELINES[name]
-    data = FolderDataModule(
-        str(root), test_fraction=0, augmentation=protocol, batch_size=BATCH, num_workers=workers,
-        preprocess={"size": [SIZE, SIZE]},
-    )  # fmt: skip
-    folder = ImageFolder(str(root), theirs())
+    made: dict[str, Any] = {}
+    for side, where in (("ours", None), ("ours decoded", str(decoded / "ours"))):
+        data = FolderDataModule(
+            str(root), test_fraction=0, augmentation=protocol, batch_size=BATCH, num_workers=workers,
+            preprocess={"size": [SIZE, SIZE]}, decoded=where,
+        )  # fmt: skip
+        made[side] = data.loader("train", augment=True, shard="train")
+    arrays = decoded / "torchvision"
+    arrays.mkdir(exist_ok=True)
     options = {"batch_size": BATCH, "shuffle": True, "num_workers": workers, "worker_init_fn": one_thread}
-    return {
-        "ours": data.loader("train", augment=True, shard="train"),
-        "torchvision": DataLoader(folder, persistent_workers=workers > 0, **options),
-    }
+    for side, loader in (("torchvision", default_loader), ("torchvision decoded", Arrays(arrays))):
+        folder = ImageFolder(str(root), theirs(), loader=loader)
+        made[side] = DataLoader(folder, persistent_workers=workers > 0, **options)
+    return made
 
 
 def run(loader: Any) -> float:
@@ -138,25 +166,25 @@ def difference(root: Path) -> float:
 
 def line(row: dict[str, Any]) -> list[str]:
     """The cells of a row."""
-    speeds = [f"{row[side]:.0f}" for side in ("ours", "torchvision")]
-    return [row["pipeline"], str(row["workers"]), *speeds, f"{row['ratio']:.2f}"]
+    speeds = [f"{row[side]:.0f}" for side in SIDES]
+    return [row["pipeline"], str(row["workers"]), *speeds, *(f"{row[ratio]:.2f}" for ratio in RATIOS)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=240)
+    parser.add_argument("--pictures", type=int, default=480)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     options = parser.parse_args()
     one_thread(0)
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as kept:
+        root, decoded = Path(folder), Path(kept)
         write_pictures(root, options.pictures)
         gap = difference(root)
         size = sum(path.stat().st_size for path in root.rglob("*.jpg")) / options.pictures / 1000
         for workers in options.workers:
             for name in PIPELINES:
-                pair = loaders(root, name, workers)
+                pair = loaders(root, decoded, name, workers)
                 found: dict[str, list[float]] = {side: [] for side in pair}
                 for number in range(1 + PASSES):
                     for side, loader in pair.items():
@@ -164,8 +192,8 @@ def main() -> None:
                         if number:
                             found[side].append(speed)
                 middle = {side: statistics.median(speeds) for side, speeds in found.items()}
-                ratio = middle["ours"] / middle["torchvision"]
-                rows.append({"pipeline": name, "workers": workers, **middle, "ratio": ratio})
+                ratios = {ratio: middle[one] / middle[other] for ratio, (one, other) in RATIOS.items()}
+                rows.append({"pipeline": name, "workers": workers, **middle, **ratios})
                 print(rows[-1], flush=True)
     names = ("torch", "torchvision", "albumentations", "opencv-python-headless", "pillow")
     result = {
@@ -178,7 +206,10 @@ def main() -> None:
         "# Loading and augmenting pictures", "",
         f"{options.pictures} JPEGs of 500 x 375 ({size:.0f} kB each) to 224 x 224, batches of {BATCH}.", "",
         f"Pictures a second, median of {PASSES} passes. Merely resized pictures differ by {gap:.3f} of 255 levels.", "",
-        "| pipeline | workers | fgvczoo | torchvision | ratio |", "| --- | --- | --- | --- | --- |",
+        "Decoded: out of a folder that a first pass has filled, by `decoded`; torchvision by a loader of .npy files.",
+        "Ratios: both decode; ours decoded over torchvision, which decodes; both decoded.", "",
+        "| pipeline | workers | fgvczoo | decoded | torchvision | decoded | ratio | ours decoded | both decoded |",
+        f"|{' --- |' * 9}",
         *(f"| {' | '.join(line(row))} |" for row in rows), "",
         f"{result['machine']}; {versions}. `python benchmarks/data.py`",
     ]  # fmt: skip

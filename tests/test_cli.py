@@ -123,8 +123,11 @@ def test_a_resumed_run_keeps_its_settings(fgvczoo_in, birds: Path) -> None:
     changed = fgvczoo_in(*arguments, "--ckpt_path", "last", "--data.batch_size", 2)
     fails(changed, "batch_size=4", "not 2", "config.yaml")
     config = Path("runs/st-protopnet-tiny/config.yaml")
-    assert fgvczoo_in("fit", "--config", config, "--ckpt_path", "last", "--trainer.max_epochs", 2)[0] == 0
-    assert not Path("runs/config").exists()
+    resumed = ("fit", "--config", config, "--ckpt_path", "last", "--trainer.max_epochs", 2, "--data.decoded", "kept")
+    assert fgvczoo_in(*resumed)[0] == 0  # where pictures lie decoded changes nothing
+    assert not Path("runs/config").exists() and any(path.is_file() for path in Path("kept").rglob("*"))
+    saved = json.loads(Path("runs/st-protopnet-tiny/weights/config.json").read_text())
+    assert "decoded" not in saved["provenance"]["data"]["init_args"]
 
 
 def test_what_is_not_an_image_is_named(fgvczoo_in, birds: Path, tmp_path: Path) -> None:

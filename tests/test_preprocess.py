@@ -228,3 +228,11 @@ def test_channel_order_and_range():
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(FgvczooError):
         Preprocess(**wrong)
+
+
+@pytest.mark.parametrize("channels, scale", [("RGB", 1.0), ("BGR", 255.0)])
+def test_a_batch_is_normalised_as_its_pictures_are(channels, scale):
+    preprocess = Preprocess(size=(6, 5), channels=channels, scale=scale)
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3), dtype=np.uint8)
+    found = preprocess.normalize_batch(torch.from_numpy(images))
+    assert found.is_contiguous() and torch.equal(found, torch.stack([preprocess.normalize(image) for image in images]))

@@ -121,7 +121,7 @@ class RunFolder:
 
 # What a resumed run must share with its beginning, and what of that may change.
 _FIXED = ("model.", "data.", "seed_everything")
-_FREE = (".root", ".num_workers", ".eval_batch_size")
+_FREE = (".root", ".decoded", ".num_workers", ".eval_batch_size")
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

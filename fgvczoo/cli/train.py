@@ -317,10 +317,11 @@ def recipe_name(config: Namespace) -> str:
 
 
 def data_section(data: Namespace) -> dict[str, Any]:
-    """The data section as plain values, without the root: a path of one machine does not travel."""
+    """The data section as plain values, without the folders of one machine, which do not travel."""
     section = yaml.safe_load(yaml.safe_dump(data.as_dict()))
     arguments = section.get("init_args", {})
-    arguments.pop("root", None)
+    for folder in ("root", "decoded"):
+        arguments.pop(folder, None)
     if Path(arguments.get("table") or "").is_absolute():
         arguments.pop("table")
     return section

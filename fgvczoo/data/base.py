@@ -5,22 +5,20 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import lightning
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from fgvczoo.batch import RAGGED_KEYS, Batch
+from fgvczoo.data.decoded import Decoded
+from fgvczoo.data.loader import Loader, Rows, collate, one_thread
 from fgvczoo.data.samplers import (
     BalancedBatchSampler,
     EpochBatchSampler,
@@ -28,8 +26,8 @@ from fgvczoo.data.samplers import (
     PKBatchSampler,
     TrainBatchSampler,
 )
-from fgvczoo.data.transforms import Transform, crop_sample
-from fgvczoo.errors import FgvczooError, FgvczooWarning, did_you_mean
+from fgvczoo.data.transforms import Transform
+from fgvczoo.errors import FgvczooError, did_you_mean
 from fgvczoo.preprocess import Preprocess, image_size, read_image
 
 # Rows that are cut from train are the same in every run, whatever its seed: results of several seeds are comparable.
@@ -55,6 +53,7 @@ class Reader(ABC):
     cropped = False  # the box of each picture is used as the picture
     missing = 0  # images that the lists name and that are not there, where every copy is another subset
     subset: Path | None = None  # the list of a paper that "test" is, see `fgvczoo.data.lists`
+    decoded: Decoded | None = None  # where pictures lie decoded; a data module sets it
 
     @cached_property
     def all_class_names(self) -> list[str]:
@@ -79,7 +78,8 @@ class Reader(ABC):
 
     def read(self, index: int) -> np.ndarray:
         """The picture of a row as RGB uint8 (H, W, 3); `FgvczooError` naming it where it cannot be read."""
-        return read_image(self.picture(index), self.name_of(index))
+        picture, name = self.picture(index), self.name_of(index)
+        return read_image(picture, name) if self.decoded is None else self.decoded.read(picture, name)
 
     def label(self, index: int) -> int:
         """The label of a row."""
@@ -178,6 +178,8 @@ class FGVCDataModule(lightning.LightningDataModule):
         val_classes: share of the training classes, the last of them, whose images become the split "val" instead and
             are not trained on; where training and test classes are disjoint, this is what measures retrieval.
         on_corrupt: "error" stops at an unreadable picture; "skip" goes on without it, warns and counts it in `skipped`.
+        decoded: a folder that keeps the pixels of every picture that is read, for all later reads of any process or
+            run; 3 bytes a pixel of the original (`fgvczoo.data.decoded.Decoded`). None decodes every time.
         keys: annotations wanted in the batches, beside `image`, `index` and `label`.
 
     Attributes:
@@ -209,6 +211,7 @@ class FGVCDataModule(lightning.LightningDataModule):
         val_fraction: float = 0.0,
         val_classes: float = 0.0,
         on_corrupt: str = "error",
+        decoded: str | None = None,
         keys: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -247,6 +250,8 @@ class FGVCDataModule(lightning.LightningDataModule):
                     f"keys: {reader.name} has no {key!r}, only {', '.join(known_keys)}{did_you_mean(key, known_keys)}"
                 )
         reader.require(keys)
+        if decoded is not None:
+            reader.decoded = Decoded(decoded)
         self.reader = reader
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.images_per_class, self.batches_per_epoch = images_per_class, batches_per_epoch
@@ -292,6 +297,7 @@ class FGVCDataModule(lightning.LightningDataModule):
             raise FgvczooError(f"shard={shard!r}; expected 'exact' or 'train'")
         rows = self.splits[split]
         dataset = self._rows(rows, self.seed if augment else None, shuffle=shard == "train")
+        dataset.normalize = not self.num_workers
         if augment:
             dataset.views = self.view_transforms
         if augment and self.num_workers:
@@ -309,10 +315,10 @@ class FGVCDataModule(lightning.LightningDataModule):
         inner = DataLoader(
             dataset,
             **options,
-            collate_fn=_collate,
+            collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
             pin_memory=torch.cuda.is_available(),
         )
         return Loader(inner, self.skipped)
@@ -433,184 +439,6 @@ def make_preprocess(values: dict[str, Any] | None) -> Preprocess:
     return Preprocess(**values)
 
 
-class Rows(Dataset[Any]):
-    """The samples of some rows of a reader; `seed` None leaves the pictures as they are.
-
-    Items are places in `rows`, alone or as (epoch, place), or (epoch, place, number of the repeat).
-
-    shuffles: places are those of an order of its own, which a sampler does not shuffle again.
-    views: transforms of the further views of a picture, where `seed` augments it.
-    """
-
-    shuffles = False
-    views: Sequence[Transform] = ()
-
-    def __init__(
-        self,
-        reader: Reader,
-        rows: np.ndarray,
-        transform: Transform,
-        keys: Sequence[str],
-        on_corrupt: str,
-        seed: int | None,
-    ) -> None:
-        self.reader, self.rows, self.transform = reader, rows, transform
-        self.keys, self.on_corrupt, self.seed = tuple(keys), on_corrupt, seed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def index(self, epoch: int, place: int) -> int:
-        """The row at a place of an epoch."""
-        return int(self.rows[place])
-
-    def __getitem__(self, item: int | tuple[int, ...]) -> dict[str, Any]:
-        epoch, place, *repeat = item if isinstance(item, tuple) else (0, item)
-        return self._sample(epoch, self.index(epoch, place), repeat)
-
-    def _sample(self, epoch: int, index: int, repeat: Sequence[int] = ()) -> dict[str, Any]:
-        """repeat: its number, where a batch holds a row several times."""
-        image = self.reader.read(index)
-        notes = self.reader.annotations(index, self.keys)
-        height, width = image.shape[:2]
-        mask, parts = notes.pop("mask", None), notes.pop("parts", None)
-        satellite, edited = notes.pop("satellite", None), notes.pop("edited", None)
-        one_box = "bbox" in notes
-        boxes = notes.pop("bbox")[None] if one_box else notes.pop("boxes", None)
-        if mask is not None and mask.shape != image.shape[:2]:
-            raise FgvczooError(f"{self.reader.name_of(index)}: picture of {height, width} pixels, mask of {mask.shape}")
-        if (crop := self.reader.crop(index)) is not None:
-            image, mask, boxes, parts = crop_sample(crop, image, mask, boxes, parts)
-            if not image.size:
-                raise FgvczooError(f"{self.reader.name_of(index)}: the crop {crop} has no pixel of {height} x {width}")
-        # The last number keeps these streams apart from others that are drawn from (seed, epoch).
-        seed = None if self.seed is None else (self.seed, epoch, index, 1, *repeat)
-        sample: dict[str, Any] = dict(self.transform(image, mask=mask, boxes=boxes, parts=parts, seed=seed))
-        if self.seed is not None and self.views:
-            seeds = [(self.seed, epoch, index, 4, number, *repeat) for number in range(len(self.views))]
-            sample["views"] = [view(image, seed=drawn)["image"] for view, drawn in zip(self.views, seeds)]
-        if satellite is not None:
-            sample["satellite"] = self.transform.preprocess(satellite)
-        if edited is not None:  # the same cut, and the same draw
-            if edited.shape != (height, width, 3):
-                raise FgvczooError(
-                    f"{self.reader.name_of(index)}: picture of {height, width} pixels, edited one of {edited.shape[:2]}"
-                )
-            if crop is not None:
-                edited = crop_sample(crop, edited)[0]
-            sample["edited"] = self.transform(edited, seed=seed)["image"]
-        if one_box:
-            sample["bbox"] = sample.pop("boxes")[0]
-        if "size" in self.keys:
-            sample["size"] = np.array([height, width], np.int64)
-        return sample | notes | {"index": np.int64(index), "label": np.int64(self.reader.label(index))}
-
-    def __getitems__(self, items: list[Any]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """The readable samples of a batch, and path -> reason of the others."""
-        lost: dict[str, str] = {}
-        samples = self._readable(items, lost)
-        if not samples and isinstance(items[0], tuple):
-            # A training batch that lost all its pictures is read again from the rows that follow: the number of steps,
-            # by which processes keep together and a run resumes, does not change.
-            for offset in range(1, len(self)):
-                following = [(epoch, (place + offset) % len(self), *repeat) for epoch, place, *repeat in items]
-                samples = self._readable(following, lost)
-                if samples:
-                    break
-            else:
-                raise FgvczooError(f"{self.reader.name}: no picture of the split can be read, such as {min(lost)}")
-        return samples, lost
-
-    def _readable(self, items: list[Any], lost: dict[str, str]) -> list[dict[str, Any]]:
-        samples = []
-        for item in items:
-            epoch, place, *repeat = item if isinstance(item, tuple) else (0, item)
-            index = self.index(epoch, place)  # a stream that breaks off here is not one more unreadable picture
-            try:
-                samples.append(self._sample(epoch, index, repeat))
-            except FgvczooError as error:
-                if self.on_corrupt == "error":
-                    raise
-                lost[self.reader.name_of(index)] = str(error)
-        return samples
-
-
-class Loader:
-    """Batches of a `DataLoader` of `Rows`; Lightning takes it as it is and puts no sampler of its own into it.
-
-    With `on_corrupt="skip"` a batch that lost pictures is smaller, and one of an "exact" loader that lost all of them
-    is left out; at the end of each pass a warning says how many are missing and names them.
-    """
-
-    def __init__(self, inner: DataLoader[Any], skipped: dict[str, str]) -> None:
-        self.inner = inner
-        self.skipped = skipped
-
-    @property
-    def dataset(self) -> Rows:
-        return self.inner.dataset  # type: ignore[return-value]
-
-    @property
-    def batch_sampler(self) -> Any:
-        return self.inner.batch_sampler
-
-    # By this name Lightning finds and stops the workers when a fit ends or breaks off; left to the garbage collector,
-    # each may hold up the process for five seconds.
-    @property
-    def _iterator(self) -> Any:
-        return self.inner._iterator
-
-    @_iterator.setter
-    def _iterator(self, value: Any) -> None:
-        self.inner._iterator = value
-
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def __iter__(self) -> Iterator[Batch]:
-        lost: dict[str, str] = {}
-        try:
-            with _one_opencv_thread():  # while workers are started
-                batches = iter(self.inner)
-            for number, (batch, unreadable) in enumerate(batches, 1):
-                lost |= unreadable
-                self.skipped |= unreadable
-                if number == len(self):  # Lightning does not ask whether there is one more
-                    _warn_of(lost)
-                    lost = {}
-                if batch is not None:
-                    yield batch
-        finally:
-            _warn_of(lost)
-
-
-def _warn_of(lost: dict[str, str]) -> None:
-    if lost:
-        names = ", ".join(list(lost)[:5]) + (", ..." if len(lost) > 5 else "")
-        what = "1 unreadable picture was" if len(lost) == 1 else f"{len(lost)} unreadable pictures were"
-        warnings.warn(f"{what} skipped: {names}", FgvczooWarning, stacklevel=3)
-
-
-def _collate(data: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
-    samples, lost = data
-    return (_stack(samples) if samples else None), lost
-
-
-def _stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    batch: dict[str, Any] = {}
-    for key, first in samples[0].items():
-        values = [sample[key] for sample in samples]
-        if key in RAGGED_KEYS:
-            batch[key] = [torch.as_tensor(value) for value in values]
-        elif isinstance(first, dict):
-            batch[key] = _stack(values)
-        elif isinstance(first, list):
-            batch[key] = [torch.stack(views) for views in zip(*values)]
-        else:
-            batch[key] = torch.stack([torch.as_tensor(value) for value in values])
-    return batch
-
-
 def check_class_names(names: Iterable[str], source: str) -> None:
     """Refuses names that cannot stand in a line of text, and two that look alike but are spelt with other code points
     (a letter with its accent, or the letter and then the accent). source: what messages call their origin."""
@@ -644,20 +472,3 @@ def _limited(steps: int, limit: float | int | None) -> int:
     if limit is None:
         return steps
     return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
-
-
-@contextmanager
-def _one_opencv_thread() -> Iterator[None]:
-    """A forked process inherits OpenCV's thread pool without its threads, and waits for them for ever."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
-
-
-def _one_thread(worker: int) -> None:
-    """Workers are the parallelism. A forked one has its one thread already and must not touch the pool."""
-    if cv2.getNumThreads() != 1:
-        cv2.setNumThreads(1)

@@ -26,9 +26,10 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from fgvczoo.data.base import FGVCDataModule, Reader, Rows, check_class_names, stratified
+from fgvczoo.data.base import FGVCDataModule, Reader, check_class_names, stratified
 from fgvczoo.data.columns import ANNOTATIONS, METADATA, Columns, one_line
 from fgvczoo.data.folder import plain_name
+from fgvczoo.data.loader import Rows
 from fgvczoo.errors import FgvczooError, FgvczooWarning, did_you_mean
 from fgvczoo.preprocess import image_size, read_mask
 

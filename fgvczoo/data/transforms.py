@@ -1,6 +1,6 @@
 """From a decoded picture and its annotations to what a network reads, with augmentation protocols by name.
 
-albumentations stays behind this file. It is imported when a protocol is first used.
+albumentations stays behind this file and `warps.py`. It is imported when a protocol is first used.
 
 All coordinates are continuous: pixel i covers [i, i + 1), boxes end exclusively.
 """
@@ -8,13 +8,12 @@ All coordinates are continuous: pixel i covers [i, i + 1), boxes end exclusively
 from __future__ import annotations
 
 import math
-import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import cv2
@@ -22,10 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fgvczoo.data.warps import (
+    IGNORE,
+    draw_perspective,
+    draw_rotation,
+    draw_shear,
+    draw_skew,
+    draw_turn,
+    elastic,
+    import_albumentations,
+    warp,
+)
 from fgvczoo.errors import FgvczooError, did_you_mean
 from fgvczoo.preprocess import Preprocess
 
-IGNORE = 255  # mask value of pixels that the original picture does not have
 _MEAN_COLOUR = (124, 116, 104)  # ImageNet's
 
 AUGMENTATIONS: dict[str, Callable[[], list[Any]]] = {}
@@ -91,6 +100,7 @@ class Transform:
         boxes: np.ndarray | None = None,
         parts: np.ndarray | None = None,
         seed: Sequence[int] | None = None,
+        normalize: bool = True,
     ) -> dict[str, Tensor]:
         """Returns `image` and those of `mask`, `boxes`, `parts` that were given.
 
@@ -100,6 +110,7 @@ class Transform:
             box that has left the picture has no area.
         parts: (K, 3) x, y, visible -> float32 (K, 3); a part that left the picture is 0, 0, 0 like any invisible one.
         seed: whole numbers, all that the augmentation depends on; None leaves the picture as it is.
+        normalize: False leaves `image` as pixels, uint8 (h, w, 3), unless noise has been put into the normalised one.
         """
         preprocess = self.preprocess
         augmented = seed is not None and self.augmentation != "none"
@@ -120,9 +131,11 @@ class Transform:
                 image, mask, boxes, parts = _resize_sample(preprocess, image, mask, boxes, parts)
             image, mask, boxes, parts = self._augment(image, mask, boxes, parts, streams)
         height, width = image.shape[:2]
-        sample = {"image": preprocess.normalize(preprocess.resize(image, fast=augmented))}
+        pixels = preprocess.resize(image, fast=augmented)
         if seed is not None and self.augmentation in _ERASING:
-            sample["image"] = _erase(sample["image"], _ERASING[self.augmentation], seed)
+            sample = {"image": _erase(preprocess.normalize(pixels), _ERASING[self.augmentation], seed)}
+        else:
+            sample = {"image": preprocess.normalize(pixels) if normalize else torch.from_numpy(pixels)}
         if mask is not None:
             sample["mask"] = torch.from_numpy(preprocess.resize_mask(mask).astype(np.int64))
         full_h, full_w = preprocess.size
@@ -138,7 +151,7 @@ class Transform:
     def build(self) -> None:
         """Builds the augmentation now: before workers are forked, so that they share the import."""
         if self._compose is None and self.augmentation != "none":
-            albumentations = _albumentations()
+            albumentations = import_albumentations()
             with warnings.catch_warnings():
                 # An argument that albumentations does not know is an error, not a warning it goes on after.
                 warnings.filterwarnings("error", message=r".*Argument\(s\)")
@@ -252,14 +265,6 @@ def _outline(boxes: np.ndarray) -> np.ndarray:
     return np.array(outline).transpose(2, 0, 1).reshape(-1, 2)
 
 
-@cache
-def _albumentations() -> Any:
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask a server for its newest version
-    import albumentations
-
-    return albumentations
-
-
 @augmentation("none")
 def none() -> list[Any]:
     """The picture as it is."""
@@ -269,7 +274,7 @@ def none() -> list[Any]:
 @augmentation("flip")
 def flip() -> list[Any]:
     """Mirrored with probability 1/2."""
-    return [_albumentations().HorizontalFlip(p=0.5)]
+    return [import_albumentations().HorizontalFlip(p=0.5)]
 
 
 @augmentation("protopnet")
@@ -279,23 +284,23 @@ def protopnet() -> list[Any]:
     Rotation up to 15 degrees, skew 0.2, shear up to 10 degrees, all zoomed so that no pixel is empty; bicubic. The
     published set holds 30 drawn pictures for each original, and not the original: one of its epochs is 30 of these.
     """
-    albumentations = _albumentations()
-    families = [_warp(draw) for draw in (_draw_rotation, _draw_skew, _draw_shear)]
+    albumentations = import_albumentations()
+    families = [warp(draw) for draw in (draw_rotation, draw_skew, draw_shear)]
     return [albumentations.OneOf(families, p=1), albumentations.HorizontalFlip(p=0.5)]
 
 
 @augmentation("st-protopnet-cropped")
 def st_protopnet_cropped() -> list[Any]:
     """As "protopnet" with a fourth family: an elastic 10 x 10 grid whose inner nodes move by up to 5 pixels."""
-    albumentations = _albumentations()
-    families = [*(_warp(draw) for draw in (_draw_rotation, _draw_skew, _draw_shear)), _elastic(grid=10, magnitude=5)]
+    albumentations = import_albumentations()
+    families = [*(warp(draw) for draw in (draw_rotation, draw_skew, draw_shear)), elastic(grid=10, magnitude=5)]
     return [albumentations.OneOf(families, p=1), albumentations.HorizontalFlip(p=0.5)]
 
 
 @augmentation("st-protopnet-full")
 def st_protopnet_full() -> list[Any]:
     """Rotation up to 25 and horizontal shear up to 15 degrees, nearest neighbour on black, then a flip."""
-    albumentations = _albumentations()
+    albumentations = import_albumentations()
     affine = albumentations.Affine(
         rotate=(-25, 25),
         shear={"x": (-15, 15), "y": (0, 0)},
@@ -311,7 +316,7 @@ def st_protopnet_full() -> list[Any]:
 def prototree() -> list[Any]:
     """ProtoTree's for CUB-200-2011: at 224 x 224, in an order drawn each time, perspective, colours, a flip, and
     rotation up to 10 degrees with a shift of 5 %; what lies outside is black."""
-    albumentations = _albumentations()
+    albumentations = import_albumentations()
     steps = _tilted_and_coloured(distortion=0.2, hue=0.02, degrees=10, shift=0.05)
     resize = albumentations.Resize(224, 224, area_for_downscale="image")
     return [resize, albumentations.RandomOrder(steps, n=len(steps), p=1)]
@@ -320,7 +325,7 @@ def prototree() -> list[Any]:
 @augmentation("prototree-cars")
 def prototree_cars() -> list[Any]:
     """ProtoTree's for Stanford Cars: as "prototree", stronger, without the shift, at 256 x 256; then a cut of 224."""
-    albumentations = _albumentations()
+    albumentations = import_albumentations()
     steps = _tilted_and_coloured(distortion=0.5, hue=0.4, degrees=15, shift=0)
     return [
         albumentations.Resize(256, 256, area_for_downscale="image"),
@@ -331,10 +336,10 @@ def prototree_cars() -> list[Any]:
 
 def _tilted_and_coloured(distortion: float, hue: float, degrees: float, shift: float) -> list[Any]:
     """Perspective with probability 1/2, colours by up to 40 % and a turn of the hue, a flip, an affine map."""
-    albumentations = _albumentations()
+    albumentations = import_albumentations()
     factors = (0.6, 1.4)
     return [
-        _warp(partial(_draw_perspective, distortion), border=cv2.BORDER_CONSTANT, p=0.5),
+        warp(partial(draw_perspective, distortion), border=cv2.BORDER_CONSTANT, p=0.5),
         albumentations.ColorJitter(brightness=factors, contrast=factors, saturation=factors, hue=(-hue, hue), p=1),
         albumentations.HorizontalFlip(p=0.5),
         albumentations.Affine(
@@ -351,7 +356,7 @@ def _tilted_and_coloured(distortion: float, hue: float, degrees: float, shift: f
 @augmentation("small-birds")
 def small_birds() -> list[Any]:
     """For small drawn pictures: flip, shift up to 8 %, mild brightness and contrast, one erased rectangle."""
-    albumentations = _albumentations()
+    albumentations = import_albumentations()
     return [
         albumentations.HorizontalFlip(p=0.5),
         albumentations.Affine(
@@ -423,7 +428,7 @@ def random_crop() -> list[Any]:
 @augmentation("random-crop-colour", window=_seven_eighths)
 def random_crop_colour() -> list[Any]:
     """As "random-crop", with brightness, contrast, saturation and hue moved by up to 0.2."""
-    jitter = _albumentations().ColorJitter(
+    jitter = import_albumentations().ColorJitter(
         brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.2, 0.2), p=1
     )
     return [*flip(), jitter]
@@ -433,7 +438,7 @@ def random_crop_colour() -> list[Any]:
 def gabor() -> list[Any]:
     """Of the Gabor texture branch: as "random-crop" (448 of 512 pixels), with brightness, contrast and saturation moved
     by up to 0.2; nothing is erased, which would change the statistics of textures."""
-    jitter = _albumentations().ColorJitter(
+    jitter = import_albumentations().ColorJitter(
         brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(0, 0), p=1
     )
     return [*flip(), jitter]
@@ -449,13 +454,13 @@ def cct_cifar() -> list[Any]:
 def cct_cub() -> list[Any]:
     """Concept-Centric Transformers' for CUB-200-2011: a flip, and rotation by up to 30 degrees, reflected there."""
     # Not BORDER_REFLECT_101, which never ends where a picture has one pixel in a row.
-    return [*flip(), _warp(_draw_turn, border=cv2.BORDER_REFLECT)]
+    return [*flip(), warp(draw_turn, border=cv2.BORDER_REFLECT)]
 
 
 @augmentation("padded-crop")
 def padded_crop() -> list[Any]:
     """For pictures of 32 pixels: padded by 4 black pixels, a cut of the old size, a flip."""
-    move = _albumentations().Affine(
+    move = import_albumentations().Affine(
         translate_px={"x": (-4, 4), "y": (-4, 4)}, interpolation=cv2.INTER_NEAREST, fill=0, fill_mask=IGNORE, p=1
     )
     return [move, *flip()]
@@ -470,106 +475,7 @@ def random_crop_zoom() -> list[Any]:
 @augmentation("random-crop-grey", window=_seven_eighths)
 def random_crop_grey() -> list[Any]:
     """As "random-crop", without colours with probability 0.2."""
-    return [*flip(), _albumentations().ToGray(p=0.2)]
-
-
-def _draw_rotation(rng: random.Random, height: int, width: int) -> np.ndarray:
-    """Rotation by up to 15 whole degrees; the largest upright rectangle without empty corners fills the picture."""
-    degrees = rng.choice((rng.randint(-15, 0), rng.randint(0, 15)))
-    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-    inner_w, inner_h = _largest_upright(width, height, abs(sine), cosine)
-    rotate = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
-    return (
-        _shift(width / 2, height / 2)
-        @ np.diag([width / inner_w, height / inner_h, 1])
-        @ rotate
-        @ _shift(-width / 2, -height / 2)
-    )
-
-
-def _largest_upright(width: float, height: float, sine: float, cosine: float) -> tuple[float, float]:
-    """Width and height of the largest upright rectangle inside a turned one; for angles of at most 45 degrees."""
-    long, short = max(width, height), min(width, height)
-    if short <= 2 * sine * cosine * long:  # two corners lie on the long sides, the others anywhere between
-        half = short / 2
-        return (half / sine, half / cosine) if width >= height else (half / cosine, half / sine)
-    double = cosine * cosine - sine * sine
-    return (width * cosine - height * sine) / double, (height * cosine - width * sine) / double
-
-
-def _draw_turn(rng: random.Random, height: int, width: int) -> np.ndarray:
-    """Rotation about the middle by up to 30 degrees, as large as before."""
-    degrees = math.radians(rng.uniform(-30, 30))
-    sine, cosine = math.sin(degrees), math.cos(degrees)
-    rotate = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
-    return _shift(width / 2, height / 2) @ rotate @ _shift(-width / 2, -height / 2)
-
-
-def _draw_skew(rng: random.Random, height: int, width: int) -> np.ndarray:
-    """A perspective tilt: one side, or one corner, moves out of the picture by up to a fifth of the longer side."""
-    amount = rng.randint(1, math.ceil(0.2 * max(width, height)))
-    kind = rng.choice(("tilt", "left or right", "top or bottom", "corner"))
-    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-    outward = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32)
-    moved = np.zeros((4, 2), np.float32)
-    if kind == "corner":
-        corner, axis = rng.randrange(4), rng.randrange(2)
-        moved[corner, axis] = amount
-    else:  # the two ends of a side move apart along that side
-        sides = {"left": ([0, 3], 1), "right": ([1, 2], 1), "top": ([0, 1], 0), "bottom": ([2, 3], 0)}
-        names = list(sides) if kind == "tilt" else kind.split(" or ")
-        ends, axis = sides[rng.choice(names)]
-        moved[ends, axis] = amount
-    return cv2.getPerspectiveTransform(corners, corners + outward * moved)
-
-
-def _draw_shear(rng: random.Random, height: int, width: int) -> np.ndarray:
-    """Shear by up to 10 whole degrees along x or y; the margin without pixels is cut and the rest fills the picture."""
-    slope = math.tan(math.radians(rng.randint(-10, 10)))
-    along, across = (width, height) if (horizontal := rng.random() < 0.5) else (height, width)
-    slope = max(
-        min(slope, along / (2 * across)), -along / (2 * across)
-    )  # a very narrow picture keeps half of its width
-    lost = slope * across
-    stretch = along / (along - abs(lost))
-    # along' = (along + slope * across - margin) * stretch
-    row = np.array([stretch, slope * stretch, -max(lost, 0) * stretch])
-    if horizontal:
-        return np.array([row, [0, 1, 0], [0, 0, 1]])
-    return np.array([[1, 0, 0], row[[1, 0, 2]], [0, 0, 1]])
-
-
-def _draw_perspective(distortion: float, rng: random.Random, height: int, width: int) -> np.ndarray:
-    """Every corner moves inward by up to this share of half of the picture's width and height."""
-    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-    inward = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], np.float32)
-    most = distortion / 2 * np.array([width, height])
-    moves = np.array([[rng.uniform(0, most[0]), rng.uniform(0, most[1])] for _ in corners], np.float32)
-    return cv2.getPerspectiveTransform(corners, corners + inward * moves)
-
-
-def _shift(x: float, y: float) -> np.ndarray:
-    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
-
-
-def _warp(
-    draw: Callable[[random.Random, int, int], np.ndarray], border: int = cv2.BORDER_REPLICATE, p: float = 1
-) -> Any:
-    """An albumentations transform that moves the picture by a drawn 3 x 3 matrix, at its own size, bicubic.
-
-    draw: (random numbers, height, width) -> matrix from old to new continuous coordinates. border: of OpenCV, for what
-    lies outside; by default rounding alone asks for it. p: how often it is done at all.
-    """
-
-    perspective: Any = _albumentations().Perspective
-
-    class Warp(perspective):
-        def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-            height, width = params["shape"][:2]
-            matrix = _shift(-0.5, -0.5) @ draw(self.py_random, height, width) @ _shift(0.5, 0.5)
-            return {"matrix": matrix, "max_height": height, "max_width": width}
-
-    return Warp(interpolation=cv2.INTER_CUBIC, border_mode=border, fill=0, fill_mask=IGNORE, p=p)
+    return [*flip(), import_albumentations().ToGray(p=0.2)]
 
 
 @contextmanager
@@ -604,7 +510,7 @@ def _rand_augment(description: str) -> Any:
     operations = rand_augment_transform(
         description, {"img_mean": _MEAN_COLOUR, "interpolation": Image.Resampling.BICUBIC}
     )
-    image_only: Any = _albumentations().ImageOnlyTransform
+    image_only: Any = import_albumentations().ImageOnlyTransform
 
     class RandAugment(image_only):
         def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
@@ -612,54 +518,3 @@ def _rand_augment(description: str) -> Any:
                 return np.array(operations(Image.fromarray(img)))
 
     return RandAugment(p=1)
-
-
-def _elastic(grid: int, magnitude: int) -> Any:
-    """An albumentations transform that moves the inner nodes of a grid by up to `magnitude` whole pixels in x and y.
-
-    albumentations' `GridElasticDeform` warps the whole picture once for each cell: 240 ms against 5.
-    """
-    albumentations = _albumentations()
-    dual_transform: Any = albumentations.DualTransform
-
-    class Elastic(dual_transform):
-        _targets = (albumentations.core.type_definitions.Targets.IMAGE,)
-
-        @property
-        def targets(self) -> dict[str, Any]:
-            return {"image": self.apply, "mask": self.apply_to_mask, "keypoints": self.apply_to_keypoints}
-
-        def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-            moves = np.zeros((grid + 1, grid + 1, 2))
-            moves[1:-1, 1:-1] = self.random_generator.integers(
-                -magnitude, magnitude, (grid - 1, grid - 1, 2), endpoint=True
-            )
-            return {"moves": moves}
-
-        def apply(self, img: np.ndarray, moves: np.ndarray, flags: int = cv2.INTER_CUBIC, **_: Any) -> np.ndarray:
-            height, width = img.shape[:2]
-            rows, columns = _hat(np.arange(height) + 0.5, height, grid), _hat(np.arange(width) + 0.5, width, grid)
-            x, y = (rows @ moves[..., axis] @ columns.T for axis in (0, 1))
-            x, y = x + np.arange(width), y + np.arange(height)[:, None]
-            return cv2.remap(img, x.astype(np.float32), y.astype(np.float32), flags, borderMode=cv2.BORDER_REPLICATE)
-
-        def apply_to_mask(self, mask: np.ndarray, moves: np.ndarray, **_: Any) -> np.ndarray:
-            return self.apply(mask, moves, cv2.INTER_NEAREST)
-
-        def apply_to_keypoints(self, keypoints: np.ndarray, moves: np.ndarray, **params: Any) -> np.ndarray:
-            # The picture is read at target + move(target): the target of a source is found by iteration.
-            height, width = params["shape"][:2]
-            source = keypoints[:, :2] + 0.5
-            target = source
-            for _ in range(30):
-                rows, columns = _hat(target[:, 1], height, grid), _hat(target[:, 0], width, grid)
-                target = source - np.einsum("nr,rca,nc->na", rows, moves, columns)
-            return np.concatenate([target - 0.5, keypoints[:, 2:]], axis=1)
-
-    return Elastic(p=1)
-
-
-def _hat(positions: np.ndarray, length: int, grid: int) -> np.ndarray:
-    """(n,) positions in 0..length -> (n, grid + 1) weights of linear interpolation between the nodes of a grid."""
-    places = np.clip(positions * grid / length, 0, grid)
-    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(grid + 1)))

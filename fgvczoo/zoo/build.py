@@ -67,7 +67,8 @@ def data_from_provenance(model: StagedModule, root: Any = None, **overrides: Any
         raise FgvczooError("these weights do not say what data they were trained with; leave out --data_root")
     if not isinstance(section, dict) or section.get("class_path") not in DATASETS.values():
         raise FgvczooError(f"these weights name {str(section)[:80]} as their data, which is no data set of fgvczoo")
-    arguments = {**(section.get("init_args") or {}), **overrides}
+    # Where files are written is never said by weights, which may be a stranger's.
+    arguments = {**(section.get("init_args") or {}), "decoded": None, **overrides}
     if root is not None and str(root) != arguments.get("repo"):
         arguments |= {"root": str(root)} | ({"repo": None} if "repo" in arguments else {})
     return _instantiate(LightningDataModule, {"class_path": section["class_path"], "init_args": arguments}, "data")

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from fgvczoo.data import transforms as module
-from fgvczoo.data.transforms import AUGMENTATIONS, IGNORE, Transform, crop_sample
+from fgvczoo.data import warps
+from fgvczoo.data.transforms import AUGMENTATIONS, Transform, crop_sample
+from fgvczoo.data.warps import IGNORE
 from fgvczoo.errors import FgvczooError
 from fgvczoo.preprocess import Preprocess
 
@@ -204,21 +206,21 @@ def test_rotation_families_and_sizes():
     rng = random.Random(0)
     angles, corners = set(), np.array([[0, 0, 1], [WIDTH, 0, 1], [WIDTH, HEIGHT, 1], [0, HEIGHT, 1.0]]).T
     for _ in range(300):
-        for draw in (module._draw_rotation, module._draw_skew, module._draw_shear):
+        for draw in (warps.draw_rotation, warps.draw_skew, warps.draw_shear):
             matrix = draw(rng, HEIGHT, WIDTH)
             x, y, w = matrix @ corners
             x, y = x / w, y / w
             # No corner of the picture lies inside the result: nothing of it is empty.
             assert not ((x > 1e-3) & (x < WIDTH - 1e-3) & (y > 1e-3) & (y < HEIGHT - 1e-3)).any()
-            if draw is module._draw_rotation:
+            if draw is warps.draw_rotation:
                 angles.add(round(np.degrees(np.arctan2(matrix[1, 0] / HEIGHT, matrix[0, 0] / WIDTH)), 1))
-            if draw is module._draw_skew:
+            if draw is warps.draw_skew:
                 assert 1 - 1e-3 <= max(-x.min(), -y.min(), x.max() - WIDTH, y.max() - HEIGHT) <= 40 + 1e-3
     assert len(angles) >= 25
 
 
 def test_elastic_nodes_move_by_at_most_five_pixels():
-    elastic = module._elastic(grid=10, magnitude=5)
+    elastic = warps.elastic(grid=10, magnitude=5)
     elastic.set_random_seed(0)
     moves = elastic.get_params_dependent_on_data({}, {})["moves"]
     assert np.abs(moves).max() == 5 and (moves == moves.round()).all()
@@ -226,7 +228,7 @@ def test_elastic_nodes_move_by_at_most_five_pixels():
 
 
 def test_elastic_points_go_where_their_pixels_go():
-    elastic = module._elastic(grid=10, magnitude=5)
+    elastic = warps.elastic(grid=10, magnitude=5)
     elastic.set_random_seed(0)
     moves = elastic.get_params_dependent_on_data({}, {})["moves"]
     rows, columns = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)

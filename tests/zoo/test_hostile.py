@@ -28,6 +28,7 @@ from fgvczoo.errors import FgvczooError
 from fgvczoo.zoo.build import build_model, data_from_provenance
 from fgvczoo.zoo.load import load
 from fgvczoo.zoo.recipe import read_recipe
+from fgvczoo.zoo.registry import DATASETS
 from fgvczoo.zoo.weights import file_sha256, load_weights
 from tests.conftest import RECIPES
 
@@ -190,6 +191,14 @@ def test_weights_that_name_their_data(folder: Path, mark: Path) -> None:
         edit(folder, "provenance", value={"data": section})
         model = load_weights(folder)
         refused(lambda model=model: data_from_provenance(model, mark), "no data set of fgvczoo")
+
+
+def test_weights_do_not_say_where_pictures_are_written(folder: Path, birds: Path, tmp_path: Path) -> None:
+    where = tmp_path / "written"
+    arguments = {"size": "tiny", "decoded": str(where)}
+    edit(folder, "provenance", value={"data": {"class_path": DATASETS["synthbirds"], "init_args": arguments}})
+    data_from_provenance(load_weights(folder), birds).picture(0)
+    assert not where.exists()
 
 
 def test_names_of_classes_stay_text(folder: Path, tmp_path: Path, fgvczoo_in) -> None:
