@@ -92,6 +92,7 @@ def backward(
     query, key, value, grad = (with_rows(tensor) for tensor in (query, key, value, grad))
     shape = sizes(query, key, value)
     delta = query.new_empty(totals.shape, dtype=torch.float32)
+    added, margins = addend(bias if normalize == "patches" else None, query)
     slopes = layout.slopes(query, key, normalize, SLOPES)
     of_bias_32 = found[3] if found[3].dtype == torch.float32 else torch.empty_like(found[3], dtype=torch.float32)
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
@@ -108,7 +109,6 @@ def backward(
             given = (q, *steps(q), v, *steps(v), g, *steps(g))
             results = (slope, of_key, *steps(of_key), of_value, *steps(of_value), scale)
             if normalize == "patches":
-                added, margins = addend(bias, query)
                 block = choose("patch_gradient", query.dtype, shape)
                 kernels.patch_gradient[(heads(q) * triton.cdiv(shape[2], block.patches),)](
                     k, *steps(k), *given, added, totals[part], delta[part], *results,
