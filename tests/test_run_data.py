@@ -78,7 +78,12 @@ def test_a_run_keeps_the_list_of_the_images_that_were_there(tmp_path: Path, fgvc
     status, out, _ = fgvczoo_in("test", *NUS, "--ckpt_path", "last")
     assert status == 0 and said in out and told["fingerprint"] in out
     status, out, _ = fgvczoo_in("info", run)
-    assert status == 0 and f"{len(there)} of {len(listed)} listed ones, fingerprint {told['fingerprint']}" in out
+    assert status == 0 and f"{told['missing']} of {len(listed)} listed images; fingerprint of the others" in out
+    config = json.loads((run / "weights/config.json").read_text())
+    config["provenance"] |= {"missing": "some", "listed": None}  # weights are whatever a stranger wrote
+    (run / "weights/config.json").write_text(json.dumps(config))
+    status, out, err = fgvczoo_in("info", run)
+    assert status == 0 and "some of None" in out, err
 
     # Another subset is another set: a run does not go on with it, and a test says that it is one.
     (tmp_path / "nus" / "Flickr" / there[0]).unlink()

@@ -223,7 +223,7 @@ class ZooCLI(LightningCLI):
             "torch": torch.__version__,
         }
         told = read_data(self.run.data)
-        if skipped := told["skipped"]["count"]:
+        if skipped := len(told["skipped"]["pictures"]):
             provenance["skipped"] = skipped
             print(f"skipped unreadable pictures: {skipped}, by name in {self.run.data}")
         provenance |= of_subset(datamodule)
@@ -322,8 +322,10 @@ def data_section(data: Namespace) -> dict[str, Any]:
     arguments = section.get("init_args", {})
     for folder in ("root", "decoded"):
         arguments.pop(folder, None)
-    if Path(arguments.get("table") or "").is_absolute():
-        arguments.pop("table")
+    for files in ("table", "subset"):
+        given = arguments.get(files) or []
+        if any(Path(file).is_absolute() for file in (given if isinstance(given, list) else [given])):
+            arguments.pop(files)
     return section
 
 

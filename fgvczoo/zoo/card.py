@@ -86,8 +86,8 @@ def _origin(config: dict[str, Any], provenance: dict[str, Any]) -> str:
     text = f"Trained on {provenance['dataset']} ({len(config['classes'])} classes), seed {provenance.get('seed')}, "
     text += f"{provenance.get('epochs')} epochs" + ("." if provenance.get("finished") else " (unfinished).")
     if "missing" in provenance:
-        text += f" {provenance['missing']:,} of {provenance['listed']:,} listed images were not there"
-        text += f" (fingerprint of the others: {provenance['fingerprint']})."
+        text += f" {provenance['missing']} of {provenance.get('listed')} listed images were not there"
+        text += f" (fingerprint of the others: {provenance.get('fingerprint')})."
     if "skipped" in provenance:
         text += f" Unreadable pictures that were skipped: {provenance['skipped']}."
     return text

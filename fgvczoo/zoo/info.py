@@ -65,15 +65,15 @@ def describe_weights(folder: Path, config: dict[str, Any]) -> str:
     told = ("recipe", "dataset", "seed", "epochs", "finished", "checkpoint")
     rows += [(key, str(provenance[key])) for key in told if key in provenance]
     if "missing" in provenance:
-        there, listed = provenance["listed"] - provenance["missing"], provenance["listed"]
-        rows.append(("images", f"{there:,} of {listed:,} listed ones, fingerprint {provenance['fingerprint']}"))
+        missing, listed, fingerprint = (provenance.get(key) for key in ("missing", "listed", "fingerprint"))
+        rows.append(("missing", f"{missing} of {listed} listed images; fingerprint of the others {fingerprint}"))
     if "skipped" in provenance:
         rows.append(("skipped", f"{provenance['skipped']} unreadable pictures"))
     names = config["classes"]
     rows.append(("classes", f"{len(names)}: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else "")))
     rows += [(name, f"{(folder / name).stat().st_size / 1e6:.1f} MB") for name in config["files"]]
     for metric, value in (provenance.get("metrics") or {}).items():
-        rows.append((metric, "undefined" if value is None else f"{value:.4f}"))
+        rows.append((metric, f"{value:.4f}" if isinstance(value, int | float) else "undefined"))
     return _aligned(rows + _licences(config["licence"]))
 
 

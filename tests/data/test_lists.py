@@ -461,5 +461,8 @@ def test_commands(case: str, tmp_path: Path, fgvczoo_in) -> None:
     assert set(after) - set(before) == {run / "test-list.json"}
     assert "test/top1" in json.loads((run / "test-list.json").read_text())
     assert {name: text for name, text in after.items() if name in before} == before
+    # Weights that were trained beside a list do not tell where it lies on this machine.
+    assert fgvczoo_in("fit", *options, "--data.subset", given, "--run", "runs/beside")[0] == 0
+    assert str(tmp_path) not in Path("runs/beside/weights/config.json").read_text()
     status, _, err = fgvczoo_in("test", *options, "--ckpt_path", "last", "--data.subset", "nowhere.txt")
     assert status == 2 and "'nowhere.txt' is no file" in err and err.count("\n") == 1
